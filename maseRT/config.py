@@ -1,0 +1,286 @@
+"""TOML -> frozen, checked sections. Every mistake of a file is reported at once, with the nearest valid spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from maseRT.config_errors import problems_from_validation
+from maseRT.errors import ConfigError, UsageError
+from maseRT.precision import Precision
+
+CheckpointKind = Literal["pl", "pt", "safetensors", "pytorch-quantization"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+FloatPrecision = Literal[Precision.FP32, Precision.FP16, Precision.BF16]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen table of a config; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class RunSection(Section):
+    """[run]: what holds for every step."""
+
+    seed: int = Field(0, ge=0, description="Seeds the data split, the initial weights, shuffling and dropout.")
+    threads: Positive | None = Field(None, description="CPU threads; all cores when absent. Tiny models are faster with 1.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+
+
+class ModelSection(Section):
+    """[model]: what is compressed."""
+
+    name: str = Field(description="A zoo name, package.module:factory, or timm:NAME, torchvision:NAME, transformers:NAME.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's factory.")
+    checkpoint: Path | None = Field(None, description="Trained weights.")
+    kind: CheckpointKind | None = Field(None, description="The checkpoint's format; told from the file when absent.")
+    allow_globals: tuple[str, ...] = Field((), description="Classes that the checkpoint's pickle may hold, one by one.")
+    random_weights: bool = Field(False, description="Go on without trained weights (benchmarks only).")
+
+
+class DataSection(Section):
+    """[data]: the data set, and how it is split."""
+
+    name: str = Field(description="digits, fashion-mnist, cifar10, jsc, npz, image-folder, or package.module:factory.")
+    path: Path | None = Field(None, description="Where the files lie.")
+    batch_size: Positive = 64
+    validation: float = Field(0.15, gt=0, lt=1, description="Share of the training data kept for validation.")
+    test: float = Field(0.15, gt=0, lt=1, description="Share kept for testing, where the data set has no test part.")
+    workers: int = Field(0, ge=0, description="Loader processes.")
+    image_size: Positive | None = Field(None, description="image-folder: side of the square that images are cropped to.")
+    mean: tuple[float, ...] | None = Field(None, description="image-folder: per channel, of values in [0, 1].")
+    std: tuple[float, ...] | None = Field(None, description="image-folder: per channel, of values in [0, 1].")
+
+
+class TrainSection(Section):
+    """[train]: the float baseline; with a checkpoint, how that one was trained."""
+
+    epochs: Positive
+    learning_rate: Rate
+    optimizer: Optimizer = "adam"
+    weight_decay: Decay = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+
+class LayerRule(Section):
+    """Selects layers; every selector given must hold, and the first rule that matches a layer decides."""
+
+    name: str | None = Field(None, description="An fnmatch pattern on the layer's name.")
+    regex: str | None = Field(None, description="A regular expression that matches the whole name.")
+    type: str | None = Field(None, description="The layer's class name, such as Linear.")
+    first: Positive | None = Field(None, description="The first N weight layers.")
+    last: Positive | None = Field(None, description="The last N weight layers.")
+
+    @model_validator(mode="after")
+    def _selects_something(self) -> Self:
+        if not any((self.name, self.regex, self.type, self.first, self.last)):
+            raise ValueError("a rule needs one of name, regex, type, first, last")
+        return self
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        import re
+
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+    def describe(self) -> str:
+        """Return the rule as it stands in the file, such as `name = "conv1"`."""
+        given = self.model_dump(exclude_none=True, include={"name", "regex", "type", "first", "last"})
+        return ", ".join(f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in given.items())
+
+
+class PrecisionRule(LayerRule):
+    """One entry of [quantize] rules."""
+
+    precision: Precision
+
+
+class QuantizeSection(Section):
+    """[quantize]: the precision of every layer."""
+
+    precision: Precision = Field(Precision.INT8, description="For every layer that can take it.")
+    float: FloatPrecision = Field(Precision.FP32, description="For everything that is not INT8.")
+    rules: tuple[PrecisionRule, ...] = Field((), description="First match wins.")
+    placement: Literal["tensorrt", "layerwise"] = Field("tensorrt", description="Where Q/DQ pairs go.")
+    depthwise: bool = Field(True, description="Quantize depth-wise convolutions too.")
+    overflow: Literal["keep-fp32", "error"] = Field("keep-fp32", description="FP16 layers that would overflow.")
+    backend: Literal["native", "pytorch-quantization"] = "native"
+    plugins: tuple[str, ...] = Field((), description="Modules that call maseRT.quant.register.")
+
+
+class Percentile(Section):
+    """A calibration method with its parameter: the percentage of values inside the range."""
+
+    percentile: float = Field(gt=0, le=100)
+
+
+class MethodRule(LayerRule):
+    """One per-layer entry of [calibrate] methods: these layers use this method in every candidate."""
+
+    method: Literal["max", "entropy", "mse"] | Percentile
+
+
+Method = Literal["max", "entropy", "mse"] | Percentile | MethodRule
+
+
+class CalibrateSection(Section):
+    """[calibrate]: the ranges of activations and weights."""
+
+    batches: Positive = Field(10, description="Batches of the fixed calibration subset, drawn from the training data.")
+    methods: tuple[Method, ...] = Field(("max", "entropy", "mse", Percentile(percentile=99.9)), description="Compared; the best on validation is kept.")
+    weights: Literal["max", "entropy", "mse"] | Percentile = Field("max", description="The method of the weights' ranges.")
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _spread_percentiles(cls, value: Any) -> Any:
+        """{ percentile = [99.9, 99.99] } means one method for each."""
+        if not isinstance(value, list | tuple):
+            return value
+        spread: list[Any] = []
+        for entry in value:
+            many = entry.get("percentile") if isinstance(entry, dict) and "method" not in entry else None
+            spread += [{**entry, "percentile": one} for one in many] if isinstance(many, list) else [entry]
+        return spread
+
+    @field_validator("methods")
+    @classmethod
+    def _one_for_all_layers(cls, value: tuple[Method, ...]) -> tuple[Method, ...]:
+        if all(isinstance(entry, MethodRule) for entry in value):
+            raise ValueError("needs at least one method for the layers that no rule names")
+        return value
+
+
+class FinetuneSection(Section):
+    """[finetune]: quantization-aware training. Absent values come from [train] or a Lightning checkpoint."""
+
+    epochs: Positive | None = Field(None, description="Default: 10 % of the original epochs, at least 1.")
+    initial_learning_rate: Rate | None = Field(None, description="Default: 1 % of the original learning rate.")
+    final_learning_rate: Rate | None = Field(None, description="Default: 1 % of the initial one, reached by cosine annealing.")
+    optimizer: Optimizer | None = Field(None, description="Default: that of [train], else adam.")
+    weight_decay: Decay | None = Field(None, description="Default: that of [train], else 0.")
+    learned_amax: bool = Field(False, description="Train the activation ranges too (LSQ).")
+    compile: bool = Field(False, description="torch.compile the training step.")
+
+
+class ExportSection(Section):
+    """[export]: the ONNX files."""
+
+    opset: int = Field(20, ge=19, le=20, description="19 for old parsers; INT8 MaxPool and FP16 Q/DQ leave no other choice.")
+
+
+class BatchProfile(Section):
+    """The batch sizes an engine is built for: smallest, fastest, largest."""
+
+    min: Positive = 1
+    opt: Positive = 64
+    max: Positive = 64
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"min <= opt <= max does not hold: {self.min}, {self.opt}, {self.max}")
+        return self
+
+
+class BuildEngineSection(Section):
+    """[build-engine]: the TensorRT engine. It reads nothing but the ONNX file: precision is in there."""
+
+    runtime: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"
+    batch: BatchProfile = BatchProfile()
+    compute_capability: str | None = Field(None, pattern=r"^\d+\.\d+$", description="tensorrt-rtx target GPU, such as 8.9; default: this GPU, else 8.9.")
+    workspace_mb: Positive | None = Field(None, description="Memory that tactics may use, in MiB.")
+    optimization_level: int | None = Field(None, ge=0, le=5)
+    tf32: bool = Field(True, description="Let FP32 layers use TF32.")
+    on_mismatch: Literal["error", "warn"] = Field("error", description="When a layer does not run as asked.")
+
+
+RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+
+
+class AnalyzeSection(Section):
+    """[analyze]: what is measured."""
+
+    runtimes: tuple[RuntimeName, ...] = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
+    split: Literal["validation", "test"] = "test"
+    batches: Positive | None = Field(None, description="Evaluate on the first N batches only.")
+    batch_size: Positive | None = Field(None, description="Batch of the latency measurement; default: that of [data].")
+    warmup: int = Field(10, ge=0, description="Iterations before the clock starts.")
+    iterations: Positive = Field(50, description="Timed iterations.")
+    sensitivity: bool = Field(False, description="Rank the layers by what quantizing each alone costs.")
+
+
+class Config(Section):
+    """One run."""
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    data: DataSection
+    train: TrainSection | None = None
+    quantize: QuantizeSection | None = None
+    calibrate: CalibrateSection | None = None
+    finetune: FinetuneSection | None = None
+    export: ExportSection | None = None
+    build_engine: BuildEngineSection | None = Field(None, alias="build-engine")
+    analyze: AnalyzeSection | None = None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a TOML file.
+
+    Args:
+        path: the file.
+        overrides: `section.key=value` strings, each value in TOML (a bare word is a string).
+
+    Raises:
+        UsageError: the file is missing, unreadable or not TOML.
+        ConfigError: its content is wrong; holds every problem found.
+    """
+    document = _read_toml(path)
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(problems_from_validation(error, Config), where=str(path)) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("no such config file", where=str(path), fix="check the path, or write one with `masert init`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the config: {error}", where=str(path)) from error
+    except tomli.TOMLDecodeError as error:
+        raise UsageError(f"not TOML: {error}", where=str(path), fix="correct the line named above") from error
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise UsageError(f"'{override}' is not section.key=value", where="--set", fix="for example --set data.batch_size=32")
+    try:
+        value = tomli.loads(f"value = {text}")["value"]
+    except tomli.TOMLDecodeError:
+        value = text
+    table = document
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"'{part}' is not a section", where=f"--set {override}")
+    table[parts[-1]] = value

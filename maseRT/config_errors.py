@@ -1,0 +1,85 @@
+"""pydantic's validation errors in the words of a config file."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from maseRT.errors import did_you_mean
+
+
+def problems_from_validation(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return one line per mistake: the key as the file spells it, what is wrong, the nearest valid spelling."""
+    lines = []
+    for detail in error.errors():
+        line = _line(detail, model)
+        if line not in lines:
+            lines.append(line)
+    return lines
+
+
+def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    loc = detail["loc"]
+    key = _spelled(loc)
+    match detail["type"]:
+        case "extra_forbidden":
+            hint = did_you_mean(str(loc[-1]), _keys_at(loc[:-1], model))
+            return f"unknown section [{key}]{hint}" if len(loc) == 1 else f"{key}: unknown key{hint}"
+        case "missing":
+            return f"[{key}] is missing" if len(loc) == 1 else f"{key}: is missing"
+        case "literal_error" | "enum":
+            expected = str(detail["ctx"]["expected"])
+            valid = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
+            return f"{key}: {detail['input']!r} is not valid{did_you_mean(str(detail['input']), valid)}"
+        case "value_error":
+            return f"{key}: {detail['ctx']['error']}"
+        case _:
+            return f"{key}: {detail['msg'].lower()}, got {detail['input']!r}"
+
+
+def _spelled(loc: tuple[int | str, ...]) -> str:
+    """Return ("quantize", "rules", 1, "name") as `quantize.rules[1].name`, without pydantic's union branch names."""
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part[:1].isupper() or "literal[" in part:
+            continue
+        else:
+            text += f".{part}" if text else part
+    return text
+
+
+def _keys_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """Return the keys that the table at `loc` may hold."""
+    current: type[BaseModel] = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        fields = {field.alias or name: field.annotation for name, field in current.model_fields.items()}
+        for name, candidate in _models_in(current).items():
+            if name == part:
+                current = candidate
+                break
+        else:
+            nested = [m for m in _flatten(fields.get(part)) if isinstance(m, type) and issubclass(m, BaseModel)]
+            if not nested:
+                return []
+            current = nested[0]
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _models_in(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    found: dict[str, type[BaseModel]] = {}
+    for field in model.model_fields.values():
+        for candidate in _flatten(field.annotation):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                found[candidate.__name__] = candidate
+    return found
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    args = get_args(annotation)
+    return [annotation] if not args else [leaf for arg in args for leaf in _flatten(arg)]
