@@ -1,0 +1,192 @@
+"""A user's own `package.module:factory`: found without importing it, imported, and called, each with its own errors.
+
+Torch-free, because step keys need the factory's file before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from maseRT.errors import MaseRTError, UsageError, did_you_mean
+
+_DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_FORM = re.compile(rf"({_DOTTED}):({_DOTTED})")
+
+
+def is_factory(name: str) -> bool:
+    """Tell whether a name has the form `package.module:factory`."""
+    return _FORM.fullmatch(name) is not None
+
+
+def factory_source(name: str) -> Path | None:
+    """Return the file of the module in `package.module:factory`, without importing it or its packages.
+
+    The working directory is searched first, then what Python would search. None: the name has another form,
+    the module is not there, or it has no file (a built-in or a namespace package).
+    """
+    if not is_factory(name):
+        return None
+    spec = _find_module(name.partition(":")[0])
+    if spec is None or not spec.has_location or spec.origin is None:
+        return None
+    return Path(spec.origin)
+
+
+def load_factory(name: str, *, what: str) -> Callable[..., Any]:
+    """Import `package.module:factory`. The working directory comes first on `sys.path`, and stays there.
+
+    Args:
+        name: the module and, after the colon, the callable in it (`Class.method` too).
+        what: what the factory makes, for the errors: "model" or "data set".
+
+    Raises:
+        UsageError: another form, no such module, the import raised, no such attribute, or not callable.
+    """
+    where = _where(name, what)
+    if not is_factory(name):
+        raise UsageError(
+            f"'{name}' is not package.module:factory", where=where, fix=f"for example my_{_word(what)}:make"
+        )
+    module_name, _, path = name.partition(":")
+    module = _import(module_name, where=where)
+    factory: Any = module
+    for attribute in path.split("."):
+        if not hasattr(factory, attribute):
+            public = (
+                [word for word in vars(factory) if not word.startswith("_")] if hasattr(factory, "__dict__") else []
+            )
+            found_in = getattr(module, "__file__", None) or module_name
+            raise UsageError(f"{found_in} has no '{attribute}'{did_you_mean(attribute, public)}", where=where)
+        factory = getattr(factory, attribute)
+    if not callable(factory):
+        fix = f"name a function that returns the {what}"
+        raise UsageError(f"'{path}' is not callable, it is of type {type(factory).__name__}", where=where, fix=fix)
+    loaded: Callable[..., Any] = factory
+    return loaded
+
+
+def call_factory(name: str, /, *, what: str, **kwargs: Any) -> Any:
+    """Import `package.module:factory`, call it with `kwargs` and return what it gives.
+
+    Raises:
+        UsageError: as `load_factory`; or the arguments do not fit the factory; or it raised, which names the line.
+    """
+    where = _where(name, what)
+    factory = load_factory(name, what=what)
+    _check_arguments(factory, kwargs, where=where)
+    try:
+        return factory(**kwargs)
+    except MaseRTError:
+        raise
+    except (Exception, SystemExit) as error:
+        file = inspect.getsourcefile(inspect.unwrap(factory)) if inspect.isroutine(factory) else None
+        raise UsageError(f"the factory raised {_described(error, file)}", where=where) from error
+
+
+def _where(name: str, what: str) -> str:
+    return f"{what} '{name}'"
+
+
+def _word(what: str) -> str:
+    return what.replace(" ", "_")
+
+
+def _find_module(module: str) -> ModuleSpec | None:
+    importlib.invalidate_caches()
+    first, *rest = module.split(".")
+    spec = _find_top_level(first)
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        # The bare name: with the dotted one, a namespace package looks for its parent in sys.modules.
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    return spec
+
+
+def _find_top_level(name: str) -> ModuleSpec | None:
+    for finder in sys.meta_path:
+        path = [os.getcwd(), *sys.path] if finder is PathFinder else None
+        spec = finder.find_spec(name, path) if hasattr(finder, "find_spec") else None
+        if spec is not None:
+            return spec
+    return None
+
+
+def _import(name: str, *, where: str) -> ModuleType:
+    directory = os.getcwd()
+    sys.path[:] = [directory, *(entry for entry in sys.path if entry != directory)]
+    found = _find_module(name)
+    source = Path(found.origin) if found is not None and found.has_location and found.origin is not None else None
+    try:
+        module = importlib.import_module(name)
+    except MaseRTError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise _not_found(error.name, where=where) from error
+        raise UsageError(f"importing '{name}' raised {_described(error, source)}", where=where) from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"importing '{name}' raised {_described(error, source)}", where=where) from error
+    _check_same_file(module, source, where=where)
+    return module
+
+
+def _not_found(name: str, *, where: str) -> UsageError:
+    """Return the error for a module that is not there; modules of the working directory are suggested."""
+    directory = Path.cwd()
+    files = (path.stem for path in directory.glob("*.py"))
+    packages = (path.parent.name for path in directory.glob("*/__init__.py"))
+    hint = did_you_mean(name, _near([*files, *packages], name))
+    fix = f"run from the directory that holds {name.partition('.')[0]}, or install it"
+    return UsageError(
+        f"there is no module '{name}' in {directory} or among the installed packages{hint}", where=where, fix=fix
+    )
+
+
+def _near(words: Iterable[str], name: str) -> list[str]:
+    """Return the words that are worth suggesting, so that a full directory is not listed."""
+    return [word for word in words if did_you_mean(name, [word]).startswith("; did")]
+
+
+def _check_same_file(module: ModuleType, source: Path | None, *, where: str) -> None:
+    """Refuse a module that another one of the same name stands in for: the step key hashed the file on disk."""
+    loaded = getattr(module, "__file__", None)
+    if source is None or loaded is None or Path(loaded).resolve() == source.resolve():
+        return
+    fix = f"give {source.name} a name that no installed or imported module has"
+    raise UsageError(
+        f"'{module.__name__}' was already imported from {loaded}, so {source} is not used", where=where, fix=fix
+    )
+
+
+def _check_arguments(factory: Callable[..., Any], kwargs: dict[str, Any], *, where: str) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some built-ins have none
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        given = f"with {', '.join(sorted(kwargs))}" if kwargs else "without arguments"
+        raise UsageError(f"the factory cannot be called {given}: {error}; it takes {signature}", where=where) from error
+
+
+def _described(error: BaseException, file: Path | str | None) -> str:
+    """Return `ValueError: text (model.py:12)`; the line is the deepest one in the user's file, else the deepest."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if file is not None and Path(frame.filename) == Path(file)]
+    if isinstance(error, SyntaxError) or not frames:
+        return text
+    frame = (own or list(frames))[-1]
+    return f"{text} ({frame.filename}:{frame.lineno})"
