@@ -1,0 +1,24 @@
+"""Fake quantization: quantizers, layer twins, placement, calibration. Names are imported when they are first used."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "LAYERS": "maseRT.quant.layers",
+    "LayerKind": "maseRT.quant.layers",
+    "Operand": "maseRT.quant.layers",
+    "Quantizer": "maseRT.quant.quantizer",
+    "amax_name": "maseRT.quant.quantizer",
+    "exporting": "maseRT.quant.quantizer",
+    "quantize_layer": "maseRT.quant.layers",
+    "quantizers": "maseRT.quant.quantizer",
+    "quantizers_off": "maseRT.quant.quantizer",
+    "refusal": "maseRT.quant.layers",
+    "register": "maseRT.quant.layers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
