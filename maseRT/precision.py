@@ -16,6 +16,7 @@ class Precision(StrEnum):
 
     @property
     def is_float(self) -> bool:
+        """Whether it needs no ranges."""
         return self is not Precision.INT8
 
 
@@ -33,8 +34,10 @@ class QuantSpec:
 
     @property
     def quant_min(self) -> int:
-        return -(2 ** (self.bits - 1))
+        """The smallest integer."""
+        return -(1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        """The largest integer, which amax maps to."""
+        return (1 << (self.bits - 1)) - 1
