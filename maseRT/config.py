@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from maseRT.config_errors import problems_from_validation
 from maseRT.errors import ConfigError, UsageError
@@ -128,21 +137,36 @@ class Percentile(Section):
     percentile: float = Field(gt=0, le=100)
 
 
+def _kind_of_method(value: Any) -> str:
+    """Tell which form an entry has, so that only that form's mistakes are reported."""
+    if isinstance(value, str):
+        return "Name"
+    keys = set(value) if isinstance(value, dict) else type(value).model_fields if isinstance(value, Section) else set()
+    return "MethodRule" if keys & {"method", *LayerRule.model_fields} else "Percentile"
+
+
+_MethodName = Annotated[Literal["max", "entropy", "mse"], Tag("Name")]
+_Percentile = Annotated[Percentile, Tag("Percentile")]
+Method = Annotated[_MethodName | _Percentile, Discriminator(_kind_of_method)]
+
+
 class MethodRule(LayerRule):
     """One per-layer entry of [calibrate] methods: these layers use this method in every candidate."""
 
-    method: Literal["max", "entropy", "mse"] | Percentile
+    method: Method
 
 
-Method = Literal["max", "entropy", "mse"] | Percentile | MethodRule
+MethodEntry = Annotated[
+    _MethodName | _Percentile | Annotated[MethodRule, Tag("MethodRule")], Discriminator(_kind_of_method)
+]
 
 
 class CalibrateSection(Section):
     """[calibrate]: the ranges of activations and weights."""
 
     batches: Positive = Field(10, description="Batches of the fixed calibration subset, drawn from the training data.")
-    methods: tuple[Method, ...] = Field(("max", "entropy", "mse", Percentile(percentile=99.9)), description="Compared; the best on validation is kept.")
-    weights: Literal["max", "entropy", "mse"] | Percentile = Field("max", description="The method of the weights' ranges.")
+    methods: tuple[MethodEntry, ...] = Field(("max", "entropy", "mse", Percentile(percentile=99.9)), description="Compared; the best on validation is kept.")
+    weights: Method = Field("max", description="The method of the weights' ranges.")
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -158,7 +182,7 @@ class CalibrateSection(Section):
 
     @field_validator("methods")
     @classmethod
-    def _one_for_all_layers(cls, value: tuple[Method, ...]) -> tuple[Method, ...]:
+    def _one_for_all_layers(cls, value: tuple[MethodEntry, ...]) -> tuple[MethodEntry, ...]:
         if all(isinstance(entry, MethodRule) for entry in value):
             raise ValueError("needs at least one method for the layers that no rule names")
         return value
@@ -236,6 +260,18 @@ class Config(Section):
     export: ExportSection | None = None
     build_engine: BuildEngineSection | None = Field(None, alias="build-engine")
     analyze: AnalyzeSection | None = None
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        needs = {"calibrate": "quantize", "finetune": "calibrate", "export": "quantize", "build_engine": "export"}
+        for name, needed in needs.items():
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ValueError(f"[{name.replace('_', '-')}] needs [{needed}]: add it")
+        if self.train is None and self.model.checkpoint is None and not self.model.random_weights:
+            raise ValueError(
+                "there are no weights: give [model] checkpoint, or [train], or random_weights = true for benchmarks"
+            )
+        return self
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

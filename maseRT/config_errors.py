@@ -34,7 +34,7 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
             valid = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
             return f"{key}: {detail['input']!r} is not valid{did_you_mean(str(detail['input']), valid)}"
         case "value_error":
-            return f"{key}: {detail['ctx']['error']}"
+            return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
         case _:
             return f"{key}: {detail['msg'].lower()}, got {detail['input']!r}"
 
@@ -45,7 +45,7 @@ def _spelled(loc: tuple[int | str, ...]) -> str:
     for part in loc:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part[:1].isupper() or "literal[" in part:
+        elif part[:1].isupper():  # the class name of a union's branch
             continue
         else:
             text += f".{part}" if text else part

@@ -1,0 +1,87 @@
+"""What training and fine-tuning share: the optimizer, the epoch, the reproducible state of randomness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maseRT.errors import StepError
+
+
+class NonFiniteLossError(StepError):
+    """The loss became NaN or infinite."""
+
+
+def set_up_torch(*, seed: int, threads: int) -> None:
+    """Make torch reproducible on this machine: seeds, thread count, deterministic kernels where they exist."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def make_fabric(device: str) -> Fabric:
+    """Return Lightning Fabric on one device ("cpu", "cuda" or "cuda:N")."""
+    kind, _, index = device.partition(":")
+    return Fabric(accelerator=kind, devices=[int(index)] if index else 1)
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return the optimizer that a config names; SGD comes with momentum 0.9."""
+    match name:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay, momentum=0.9)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+        case _:
+            return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+def cosine_rate(step: int, steps: int, *, initial: float, final: float) -> float:
+    """Return the learning rate at `step` of `steps`: cosine annealing from `initial` to `final` (SGDR, eq. 5)."""
+    progress = step / max(steps - 1, 1)
+    return final + (initial - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train_epoch(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    rate_at: Iterable[float],
+    seed: int,
+) -> float:
+    """Train for one epoch with cross-entropy and return the mean loss per sample.
+
+    Args:
+        rate_at: the learning rate of each batch.
+        seed: seeds dropout, so that a resumed epoch equals an uninterrupted one.
+
+    Raises:
+        NonFiniteLossError: the loss is NaN or infinite; the weights of the last good batch are lost.
+    """
+    torch.manual_seed(seed)
+    model.train()
+    total, samples = 0.0, 0
+    for (inputs, labels), rate in zip(batches, rate_at, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(model(inputs), labels)
+        fabric.backward(loss)
+        optimizer.step()
+        total += loss.item() * len(labels)
+        samples += len(labels)
+        if not math.isfinite(total):
+            raise NonFiniteLossError(
+                f"the loss became {loss.item()} after {samples} samples", fix="lower the learning rate"
+            )
+    return total / samples

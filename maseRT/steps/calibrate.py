@@ -1,0 +1,200 @@
+"""calibrate: one pass over the data, every calibrator's ranges from it, and the best of them on validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from maseRT.checkpoints import save_tensors
+from maseRT.config import CalibrateSection, MethodRule, Percentile
+from maseRT.data import calibration_subset, loader
+from maseRT.errors import UsageError
+from maseRT.evaluate import Metrics
+from maseRT.plan import Plan, matching_layers
+from maseRT.quant import quantize_model
+from maseRT.quant.calibrators import Method
+from maseRT.quant.histogram import Histogram
+from maseRT.quant.observe import amax_from_histograms, load_amax, observe
+from maseRT.quant.quantizer import quantizers_off
+from maseRT.quant.sqnr import sqnr_db
+from maseRT.steps.common import Setting, load_plan, load_quantized, save_quantized, set_up, validate
+from maseRT.steps.table import Context, StepResult
+from maseRT.workspace import write_json
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The ranges of one calibration method, and how the model does with them."""
+
+    name: str
+    amax: dict[str, Tensor]
+    metrics: Metrics
+    sqnr_db: dict[str, float]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: accuracy first, then a lower loss."""
+        return self.metrics.accuracy, -self.metrics.loss
+
+    @property
+    def worst_tensor(self) -> str:
+        """The tensor that loses most, by expected SQNR."""
+        return min(self.sqnr_db, key=lambda name: self.sqnr_db[name])
+
+
+def run(context: Context) -> StepResult:
+    """Observe, compare the methods on validation, and save the model with the best one's ranges."""
+    section = context.config.calibrate
+    if section is None:
+        raise UsageError("the config has no [calibrate] section")
+    workspace = context.workspace
+    setting = set_up(context)
+    plan = load_plan(workspace.plan, made_by="quantize")
+    model = quantize_model(setting.model, plan)
+    load_quantized(workspace.quantized_checkpoint, model, workspace.plan, made_by="quantize")
+    model.eval().to(context.device)
+    if not plan.has_int8:
+        return _nothing_to_do(context, model, plan)
+    histograms = _observe(context, setting, model, section)
+    with quantizers_off(model):
+        float_metrics = validate(context, setting, model)
+    candidates = [
+        _candidate(context, setting, model, histograms, name, methods)
+        for name, methods in _methods(section, plan, histograms).items()
+    ]
+    best = max(candidates, key=lambda candidate: candidate.rank)
+    load_amax(model, best.amax)
+    return _save(context, model, plan, histograms, candidates, best, float_metrics)
+
+
+def _observe(context: Context, setting: Setting, model: nn.Module, section: CalibrateSection) -> dict[str, Histogram]:
+    data = context.config.data
+    subset = calibration_subset(
+        setting.splits, samples=section.batches * data.batch_size, seed=context.config.run.seed
+    )
+    batches = loader(subset, batch_size=data.batch_size)
+    with observe(model) as histograms:
+        for inputs, _ in context.reporter.track(batches, description="calibrate", total=len(batches)):
+            model(inputs.to(context.device))
+    return histograms
+
+
+def _methods(
+    section: CalibrateSection, plan: Plan, histograms: Mapping[str, Histogram]
+) -> dict[str, dict[str, Method]]:
+    """Return each candidate's name and its method for every tensor.
+
+    A layer that a rule names has that rule's method in every candidate; weights have their own setting.
+    """
+    weights = _method(section.weights)
+    fixed: dict[str, Method] = {}
+    for index, rule in enumerate(entry for entry in section.methods if isinstance(entry, MethodRule)):
+        for layer in matching_layers(plan, rule, where=f"calibrate.methods rule {index + 1}"):
+            fixed.setdefault(layer.name, _method(rule.method))
+    candidates: dict[str, dict[str, Method]] = {}
+    for entry in section.methods:
+        if isinstance(entry, MethodRule):
+            continue
+        method = _method(entry)
+        candidates[method.name] = {
+            tensor: fixed.get(layer_of(tensor), weights if is_weight(tensor) else method) for tensor in histograms
+        }
+    return candidates
+
+
+def layer_of(tensor: str) -> str:
+    """Return the layer of an amax name: `features.0` for `features.0.input`."""
+    return tensor.rpartition(".")[0]
+
+
+def is_weight(tensor: str) -> bool:
+    """Tell whether an amax name is a weight's, such as `fc.weight` or `lstm.weight_ih_l0`."""
+    return tensor.rpartition(".")[2].startswith("weight")
+
+
+def _method(entry: str | Percentile) -> Method:
+    return Method.parse(f"percentile-{entry.percentile:g}" if isinstance(entry, Percentile) else entry)
+
+
+def _candidate(
+    context: Context,
+    setting: Setting,
+    model: nn.Module,
+    histograms: Mapping[str, Histogram],
+    name: str,
+    methods: Mapping[str, Method],
+) -> Candidate:
+    with context.reporter.spinner(f"calibrate: {name}"):
+        amax = amax_from_histograms(histograms, methods.__getitem__)
+        load_amax(model, amax)
+        metrics = validate(context, setting, model)
+    sqnr = {tensor: float(sqnr_db(histograms[tensor], value)) for tensor, value in amax.items()}
+    return Candidate(name, amax, metrics, sqnr)
+
+
+def _save(
+    context: Context,
+    model: nn.Module,
+    plan: Plan,
+    histograms: Mapping[str, Histogram],
+    candidates: list[Candidate],
+    best: Candidate,
+    float_metrics: Metrics,
+) -> StepResult:
+    workspace = context.workspace
+    tensors = {f"{name}/{part}": value for name, h in histograms.items() for part, value in h.state_dict().items()}
+    save_tensors(workspace.histograms, tensors)
+    for candidate in candidates:
+        save_tensors(workspace.amax(candidate.name), candidate.amax)
+    comparison = {
+        "best": best.name,
+        "float": float_metrics.as_dict(),
+        "methods": {c.name: {"validation": c.metrics.as_dict(), "sqnr_db": c.sqnr_db} for c in candidates},
+    }
+    write_json(workspace.calibration, comparison)
+    write_json(workspace.final_plan, plan.to_json())
+    save_quantized(workspace.calibrated_checkpoint, model, workspace.final_plan)
+    return StepResult(
+        headline=f"{best.name} is best: validation accuracy {best.metrics.accuracy:.2%}, "
+        f"float {float_metrics.accuracy:.2%}",
+        outputs=[
+            workspace.histograms,
+            *(workspace.amax(candidate.name) for candidate in candidates),
+            workspace.calibration,
+            workspace.final_plan,
+            workspace.calibrated_checkpoint,
+        ],
+        summary={
+            "best": best.name,
+            "float": float_metrics.as_dict(),
+            "validation": {candidate.name: candidate.metrics.as_dict() for candidate in candidates},
+        },
+        table=[("method", "accuracy", "loss", "mean SQNR", "worst tensor"), *(_row(c, best) for c in candidates)],
+    )
+
+
+def _row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
+    finite = [value for value in candidate.sqnr_db.values() if math.isfinite(value)]
+    worst = candidate.worst_tensor
+    return (
+        f"{candidate.name} *" if candidate is best else candidate.name,
+        f"{candidate.metrics.accuracy:.2%}",
+        f"{candidate.metrics.loss:.4f}",
+        f"{sum(finite) / max(len(finite), 1):.1f} dB",
+        f"{worst} {candidate.sqnr_db[worst]:.1f} dB",
+    )
+
+
+def _nothing_to_do(context: Context, model: nn.Module, plan: Plan) -> StepResult:
+    """Pass a model without INT8 layers on."""
+    workspace = context.workspace
+    write_json(workspace.final_plan, plan.to_json())
+    save_quantized(workspace.calibrated_checkpoint, model, workspace.final_plan)
+    return StepResult(
+        headline="nothing to do: the plan has no INT8 layer",
+        outputs=[workspace.final_plan, workspace.calibrated_checkpoint],
+        summary={"nothing_to_do": True},
+    )

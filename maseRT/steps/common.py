@@ -1,0 +1,124 @@
+"""What several steps need: the data, the float model, the fake-quantized model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from maseRT.checkpoints import load_tensors, save_tensors
+from maseRT.data import Splits, check_data, load_data, loader
+from maseRT.errors import StepError, UsageError
+from maseRT.evaluate import Metrics, evaluate_module
+from maseRT.learning import set_up_torch
+from maseRT.models import Checkpoint, build_model, check_model, load_checkpoint, load_weights
+from maseRT.plan import Plan
+from maseRT.quant import quantize_model
+from maseRT.records import sha256
+from maseRT.steps.table import Context, trains
+from maseRT.workspace import read_json
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The data set of a run and an untrained model that fits it."""
+
+    splits: Splits
+    model: nn.Module
+    example: Tensor
+    classes: int
+
+    def batches(
+        self, context: Context, part: str, *, shuffle: bool = False, epoch: int = 0
+    ) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return a loader of "train", "validation" or "test"; shuffled by the run's seed and the epoch."""
+        data = context.config.data
+        return loader(
+            getattr(self.splits, part),
+            batch_size=data.batch_size,
+            shuffle=shuffle,
+            seed=context.config.run.seed + epoch,
+            workers=data.workers,
+        )
+
+
+def set_up(context: Context) -> Setting:
+    """Seed torch, load the data, build the model, and check that they fit.
+
+    Raises:
+        UsageError: the data or the model cannot be used; says why.
+    """
+    config = context.config
+    set_up_torch(seed=config.run.seed, threads=context.threads)
+    splits = load_data(config.data, seed=config.run.seed)
+    model = build_model(config.model, num_classes=splits.num_classes, input_shape=splits.input_shape)
+    sample = next(iter(loader(splits.train, batch_size=2)))[0]
+    logits = check_model(model, sample)
+    if logits.dim() != 2:
+        raise UsageError(
+            f"the output has shape {tuple(logits.shape)}; a classifier gives [batch, classes]",
+            where=config.model.name,
+            fix="wrap the model so that it returns logits",
+        )
+    check_data(splits, outputs=logits.shape[1])
+    return Setting(splits, model, sample, logits.shape[1])
+
+
+def user_checkpoint(context: Context) -> Checkpoint | None:
+    """Return the checkpoint that the config names, if it names one."""
+    model = context.config.model
+    if model.checkpoint is None:
+        return None
+    return load_checkpoint(model.checkpoint, kind=model.kind, allow_globals=model.allow_globals)
+
+
+def load_float_weights(context: Context, model: nn.Module) -> None:
+    """Fill a float model with the run's baseline: trained here, a user's checkpoint, or random where that is allowed."""
+    checkpoint = user_checkpoint(context)
+    if checkpoint is not None:
+        load_weights(model, checkpoint, where=str(context.config.model.checkpoint))
+    elif trains(context.config):
+        state, _ = load_tensors(context.workspace.float_checkpoint, made_by="train")
+        model.load_state_dict(state)
+
+
+def load_plan(path: Path, *, made_by: str) -> Plan:
+    """Read a plan that a step wrote."""
+    return Plan.from_json(read_json(path, made_by=made_by))
+
+
+def save_quantized(path: Path, model: nn.Module, plan: Path) -> None:
+    """Save a fake-quantized model's state with the hash of the plan that gives it its shape."""
+    save_tensors(path, model.state_dict(), {"plan": sha256(plan)})
+
+
+def load_quantized(path: Path, model: nn.Module, plan: Path, *, made_by: str) -> None:
+    """Load a fake-quantized model's state.
+
+    Raises:
+        StepError: the file is damaged, or was made with another plan.
+    """
+    state, metadata = load_tensors(path, made_by=made_by)
+    if metadata.get("plan") != sha256(plan):
+        raise StepError(
+            "was made with another plan",
+            where=str(path),
+            fix=f"run `masert {made_by}` again, so that it follows {plan.name}",
+        )
+    model.load_state_dict(state)
+
+
+def rebuild(context: Context, setting: Setting, plan_path: Path, checkpoint: Path, *, made_by: str) -> tuple[nn.Module, Plan]:
+    """Return the fake-quantized model of a plan and a checkpoint, in eval mode."""
+    plan = load_plan(plan_path, made_by="calibrate" if plan_path == context.workspace.final_plan else "quantize")
+    model = quantize_model(setting.model, plan)
+    load_quantized(checkpoint, model, plan_path, made_by=made_by)
+    return model.eval(), plan
+
+
+def validate(context: Context, setting: Setting, model: nn.Module) -> Metrics:
+    """Evaluate a model on the validation set."""
+    batches = setting.batches(context, "validation")
+    return evaluate_module(model, batches, classes=setting.classes, device=context.device)

@@ -1,0 +1,249 @@
+"""finetune: quantization-aware training, from the calibrated model, with everything needed to go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from maseRT.checkpoints import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from maseRT.config import Config, FinetuneSection
+from maseRT.errors import StepError, UsageError
+from maseRT.evaluate import Metrics
+from maseRT.learning import NonFiniteLossError, cosine_rate, make_fabric, make_optimizer, train_epoch
+from maseRT.models import Checkpoint
+from maseRT.quant import training_ranges
+from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, user_checkpoint, validate
+from maseRT.steps.table import Context, StepResult
+from maseRT.workspace import atomic_path, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to fine-tune; `why` says where the values come from."""
+
+    epochs: int
+    initial_learning_rate: float
+    final_learning_rate: float
+    optimizer: str
+    weight_decay: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A model on the way: epoch 0 is the calibrated one."""
+
+    epoch: int
+    loss: float | None
+    validation: Metrics
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: accuracy first, then a lower loss."""
+        return self.validation.accuracy, -self.validation.loss
+
+
+def schedule_from(config: Config, checkpoint: Checkpoint | None) -> Schedule:
+    """Return the schedule: the config's own values, else fractions of the original training's.
+
+    Defaults: 10 % of the original epochs, at least 1; 1 % of the original learning rate, annealed to 1 % of that.
+
+    Raises:
+        UsageError: nothing says how the model was trained, and [finetune] does not give its own values.
+    """
+    section = config.finetune or FinetuneSection()
+    train = config.train
+    epochs = train.epochs if train else checkpoint.epochs if checkpoint else None
+    rate = train.learning_rate if train else checkpoint.learning_rate if checkpoint else None
+    wanting = [
+        name
+        for name, given in (("epochs", section.epochs or epochs), ("initial_learning_rate", section.initial_learning_rate or rate))
+        if given is None
+    ]
+    if wanting:
+        raise UsageError(
+            f"{' and '.join(wanting)} cannot be told: there is no [train], and the checkpoint does not say",
+            where="[finetune]",
+            fix=f"give {' and '.join(wanting)} in [finetune]",
+        )
+    initial = section.initial_learning_rate or (rate or 0.0) * 0.01
+    source = "[train]" if train else "the checkpoint"
+    return Schedule(
+        epochs=section.epochs or max(1, round((epochs or 0) * 0.1)),
+        initial_learning_rate=initial,
+        final_learning_rate=section.final_learning_rate or initial * 0.01,
+        optimizer=section.optimizer or (train.optimizer if train else "adam"),
+        weight_decay=section.weight_decay if section.weight_decay is not None else (train.weight_decay if train else 0.0),
+        why="[finetune]" if section.epochs and section.initial_learning_rate else f"10 % of the epochs, 1 % of the rate of {source}",
+    )
+
+
+def run(context: Context) -> StepResult:
+    """Fine-tune, keep a checkpoint per epoch, and choose the best of them and the calibrated model."""
+    workspace = context.workspace
+    section = context.config.finetune
+    if section is None:
+        raise UsageError("the config has no [finetune] section")
+    setting = set_up(context)
+    model, plan = rebuild(
+        context, setting, workspace.final_plan, workspace.calibrated_checkpoint, made_by="calibrate"
+    )
+    if not plan.has_int8:
+        return _nothing_to_do(context)
+    schedule = schedule_from(context.config, user_checkpoint(context))
+    fabric = make_fabric(context.device)
+    model = model.to(context.device)
+    calibrated = Epoch(0, None, validate(context, setting, model))
+    with training_ranges(model, learned=section.learned_amax):
+        history, stopped = _train(context, setting, fabric, model, schedule, calibrated)
+    return _choose(context, history, schedule, stopped)
+
+
+def _train(
+    context: Context, setting: Setting, fabric: Fabric, model: nn.Module, schedule: Schedule, calibrated: Epoch
+) -> tuple[list[Epoch], str]:
+    """Return the history, epoch 0 first, and why training stopped early, if it did."""
+    workspace = context.workspace
+    optimizer = make_optimizer(
+        schedule.optimizer,
+        [p for p in model.parameters() if p.requires_grad],
+        learning_rate=schedule.initial_learning_rate,
+        weight_decay=schedule.weight_decay,
+    )
+    history = _resume(context, model, optimizer)
+    if history is None:
+        _discard(context)
+        history = [calibrated]
+    forward, optimizer = fabric.setup(model, optimizer)
+    per_epoch = len(setting.batches(context, "train"))
+    for epoch in range(len(history), schedule.epochs + 1):
+        try:
+            loss = _one_epoch(context, setting, fabric, forward, optimizer, schedule, epoch, per_epoch)
+        except NonFiniteLossError as error:
+            log.warning("fine-tuning stops in epoch %d: %s", epoch, error.what)
+            return history, f"epoch {epoch}: {error.what}"
+        history.append(Epoch(epoch, loss, validate(context, setting, model)))
+        save_quantized(workspace.epoch_checkpoint(epoch), model, workspace.final_plan)
+        _save_resume(context, optimizer, history)
+    return history, ""
+
+
+def _one_epoch(
+    context: Context,
+    setting: Setting,
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    epoch: int,
+    per_epoch: int,
+) -> float:
+    batches = fabric.setup_dataloaders(setting.batches(context, "train", shuffle=True, epoch=epoch))
+    first, steps = (epoch - 1) * per_epoch, schedule.epochs * per_epoch
+    rates = (
+        cosine_rate(first + i, steps, initial=schedule.initial_learning_rate, final=schedule.final_learning_rate)
+        for i in range(per_epoch)
+    )
+    description = f"finetune epoch {epoch}/{schedule.epochs}"
+    return train_epoch(
+        fabric,
+        model,
+        optimizer,
+        context.reporter.track(batches, description=description, total=per_epoch),
+        rate_at=rates,
+        seed=context.config.run.seed + epoch,
+    )
+
+
+def _save_resume(context: Context, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
+    metadata = {"key": json.dumps(context.key, sort_keys=True), "history": json.dumps([asdict(e) for e in history])}
+    save_tensors(context.workspace.resume_state, flatten_optimizer(optimizer), metadata)
+
+
+def _resume(context: Context, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch] | None:
+    """Load the last finished epoch of an interrupted run of the very same work; None when there is none."""
+    workspace = context.workspace
+    if not workspace.resume_state.exists():
+        return None
+    try:
+        state, metadata = load_tensors(workspace.resume_state, made_by="finetune")
+        if metadata.get("key") != json.dumps(context.key, sort_keys=True):
+            log.warning("the unfinished fine-tuning was started with another plan, config or data; starting over")
+            return None
+        history = [_epoch_from(entry) for entry in json.loads(metadata["history"])]
+        weights, _ = load_tensors(workspace.epoch_checkpoint(history[-1].epoch), made_by="finetune")
+    except StepError as error:
+        log.warning("cannot resume: %s; starting over", error)
+        return None
+    model.load_state_dict(weights)
+    restore_optimizer(optimizer, state)
+    log.warning("resuming after epoch %d", history[-1].epoch)
+    return history
+
+
+def _epoch_from(entry: Mapping[str, Any]) -> Epoch:
+    return Epoch(entry["epoch"], entry["loss"], Metrics(**entry["validation"]))
+
+
+def _discard(context: Context) -> None:
+    """Delete the epochs of earlier work."""
+    context.workspace.resume_state.unlink(missing_ok=True)
+    for path in context.workspace.finetuning.glob("epoch_*.safetensors"):
+        path.unlink()
+
+
+def _choose(context: Context, history: list[Epoch], schedule: Schedule, stopped: str) -> StepResult:
+    workspace = context.workspace
+    best = max(history, key=lambda epoch: (*epoch.rank, -epoch.epoch))
+    source = workspace.epoch_checkpoint(best.epoch) if best.epoch else workspace.calibrated_checkpoint
+    with atomic_path(workspace.best_checkpoint) as temporary:
+        shutil.copyfile(source, temporary)
+    write_json(
+        workspace.finetuning_history,
+        {
+            "schedule": asdict(schedule),
+            "best_epoch": best.epoch,
+            "stopped": stopped,
+            "epochs": [asdict(epoch) for epoch in history],
+        },
+    )
+    workspace.resume_state.unlink(missing_ok=True)
+    before, after = history[0].validation.accuracy, best.validation.accuracy
+    kept = f"epoch {best.epoch} is best" if best.epoch else "no epoch was better: the calibrated model is kept"
+    return StepResult(
+        headline=f"{kept}: validation accuracy {before:.2%} -> {after:.2%}" + (f"; stopped, {stopped}" if stopped else ""),
+        outputs=[
+            *(workspace.epoch_checkpoint(epoch.epoch) for epoch in history[1:]),
+            workspace.best_checkpoint,
+            workspace.finetuning_history,
+        ],
+        summary={
+            "best_epoch": best.epoch,
+            "stopped": stopped,
+            "schedule": asdict(schedule),
+            "calibrated": history[0].validation.as_dict(),
+            "best": best.validation.as_dict(),
+        },
+    )
+
+
+def _nothing_to_do(context: Context) -> StepResult:
+    """Pass a model without INT8 layers on."""
+    workspace = context.workspace
+    with atomic_path(workspace.best_checkpoint) as temporary:
+        shutil.copyfile(workspace.calibrated_checkpoint, temporary)
+    return StepResult(
+        headline="nothing to do: the plan has no INT8 layer",
+        outputs=[workspace.best_checkpoint],
+        summary={"nothing_to_do": True},
+    )

@@ -1,0 +1,34 @@
+"""quantize: the precision of every layer, and the fake-quantized model that follows from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from maseRT.errors import UsageError
+from maseRT.quant import make_plan, quantize_model
+from maseRT.steps.common import load_float_weights, save_quantized, set_up
+from maseRT.steps.table import Context, StepResult
+from maseRT.workspace import write_json
+
+
+def run(context: Context) -> StepResult:
+    """Plan, fold BatchNorms, swap the layers, and save the model, its ranges still unknown."""
+    section = context.config.quantize
+    if section is None:
+        raise UsageError("the config has no [quantize] section")
+    setting = set_up(context)
+    load_float_weights(context, setting.model)
+    plan = make_plan(setting.model, setting.example, section, model_name=context.config.model.name)
+    workspace = context.workspace
+    write_json(workspace.plan, plan.to_json())
+    save_quantized(workspace.quantized_checkpoint, quantize_model(setting.model, plan), workspace.plan)
+    counts = Counter(str(layer.precision) for layer in plan.layers)
+    return StepResult(
+        headline=", ".join(f"{count} layers {precision}" for precision, count in sorted(counts.items())),
+        outputs=[workspace.plan, workspace.quantized_checkpoint],
+        summary={"layers": dict(sorted(counts.items())), "folded_batchnorms": len(plan.folds), "notes": list(plan.notes)},
+        table=[
+            ("layer", "type", "precision", "why"),
+            *((layer.name, layer.type, str(layer.precision), layer.reason) for layer in plan.layers),
+        ],
+    )
