@@ -1,24 +1,48 @@
-"""The fake quantizer: one module per quantized tensor, a straight-through gradient, real Q/DQ nodes while exporting."""
+"""The fake quantizer module: one per quantized tensor; real Q/DQ nodes while a model is exported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maseRT.errors import StepError
 from maseRT.precision import QuantSpec
+from maseRT.quant.fake_quant import (
+    Grid,
+    fake_quantize,
+    fake_quantize_learned,
+    fake_quantize_scaled,
+    fake_quantize_unclipped,
+    grid_from_scale,
+    max_abs,
+)
 
 SUFFIX = "_quantizer"
+
+
+@dataclass
+class _Checked:
+    """What was derived from one value of amax, and which value that was."""
+
+    amax: Tensor
+    version: int
+    scales: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    grids: dict[torch.dtype, Grid] = field(default_factory=dict)
 
 
 class Quantizer(nn.Module):
     """Rounds a tensor to the values that an INT8 kernel would see (symmetric, zero point 0, half to even).
 
     y = clip(round(x / scale), quant_min, quant_max) * scale with scale = amax / quant_max, as ONNX QuantizeLinear and
-    DequantizeLinear compute it.
+    DequantizeLinear compute it. Half and bfloat16 tensors are computed in float32 with the scale rounded to
+    their dtype.
+
+    Change amax in place (`copy_`) or through `load_state_dict`: its values are looked at only when it has changed.
 
     Attributes:
         spec: bits and channel axis.
@@ -26,7 +50,7 @@ class Quantizer(nn.Module):
         name: where the quantizer sits in its model, for messages.
         enabled: False makes the quantizer the identity, bit for bit.
         observer: called with the tensor while ranges are collected; the tensor then passes unchanged.
-        follow: for weights in training: amax is max|x| again whenever the weights have changed. What is saved after a
+        follow: for weights in training: every forward pass sets amax to max|x|. A state dict taken after an optimizer
             step and before the next forward pass holds the range of the weights before that step.
     """
 
@@ -41,79 +65,108 @@ class Quantizer(nn.Module):
         self.enabled = True
         self.observer: Callable[[Tensor], None] | None = None
         self.follow = False
-        self._constants: tuple[Tensor, Tensor] | None = None
-        self._checked: tuple[int, int] | None = None
-        self._followed: tuple[int, int] | None = None
+        self._checked: _Checked | None = None
+        self._onnx: dict[torch.dtype, Tensor] | None = None
         self.register_buffer("amax", torch.full(() if channels is None else (channels,), float("nan")))
 
     @property
     def scale(self) -> Tensor:
         """The step between two neighbouring values, float32, shaped like amax."""
-        return self.amax / self.spec.quant_max
+        return self.amax.detach() / self.spec.quant_max
 
-    def observe(self, x: Tensor) -> None:
-        """Show x to the observer, if there is one."""
-        if self.observer is not None:
-            self.observer(x)
+    @property
+    def active(self) -> bool:
+        """False when the quantizer neither looks at its tensor nor changes it."""
+        return self.enabled or self.observer is not None
+
+    def learn_amax(self) -> None:
+        """Turn amax into a parameter that is trained with the weights (LSQ); its state key stays.
+
+        Raises:
+            StepError: the range is per channel, or not set.
+        """
+        if self.spec.axis is not None:
+            raise StepError("only a range per tensor can be learned", where=self.name)
+        self.check()
+        if not isinstance(self.amax, nn.Parameter):
+            value = self.amax
+            del self.amax
+            self.amax = nn.Parameter(value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x on the grid of the integers, in x's own shape and dtype."""
+        """Return x, of any shape, on the grid of the integers, in its own dtype."""
         if self.observer is not None:
             self.observer(x)
             return x
         if not self.enabled:
             return x
-        if self._constants is not None:
-            return self._quantize_dequantize(x, *self._constants)
-        if self.follow:
-            self._follow(x)
-        else:
-            self._check()
-        return self._fake_quantize(x)
+        if self._onnx is not None:
+            return self._quantize_dequantize(x, self._onnx[x.dtype], self._onnx[torch.int8])
+        if x.dtype is not torch.float32:
+            return self._fake_quantize(x.float(), x.dtype).to(x.dtype)
+        return self._fake_quantize(x, x.dtype)
+
+    def check(self) -> None:
+        """Raise StepError when a range is NaN, infinite, zero or negative; costs nothing while amax is unchanged."""
+        self._known()
 
     def extra_repr(self) -> str:
         """Describe the grid: bits, axis, shape of amax."""
         return f"bits={self.spec.bits}, axis={self.spec.axis}, amax={tuple(self.amax.shape)}"
 
-    def _check(self) -> None:
-        """Raise on an amax that was never set; looks at the values only when they may have changed."""
-        version = (id(self.amax), self.amax._version)
-        if version == self._checked:
-            return
-        if not bool(torch.isfinite(self.amax).all() & (self.amax > 0).all()):
-            raise StepError(
-                "the range (amax) is not set, or not positive and finite",
-                where=self.name or "a quantizer",
-                fix="calibrate the model, or load a calibrated checkpoint",
-            )
-        self._checked = version
-
-    def _follow(self, x: Tensor) -> None:
-        version = (id(x), x._version)
-        if version == self._followed:
-            return
-        with torch.no_grad():
-            axis = self.spec.axis
-            dims = [d for d in range(x.dim()) if d != axis]
-            self.amax.copy_(x.detach().abs().amax(dims) if dims else x.detach().abs())
-        self._followed = version
-
-    def _fake_quantize(self, x: Tensor) -> Tensor:
+    def _fake_quantize(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         low, high, axis = self.spec.quant_min, self.spec.quant_max, self.spec.axis
-        zero_point = torch.zeros_like(self.amax, dtype=torch.int32)
-        if axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, self.scale, zero_point, low, high)
-        return torch.fake_quantize_per_channel_affine(x, self.scale, zero_point, axis, low, high)
+        if self.follow:
+            with torch.no_grad():
+                self.amax.copy_(max_abs(x, axis))
+            return fake_quantize_unclipped(x, _along(axis, self.scale.to(dtype).float(), x))
+        if isinstance(self.amax, nn.Parameter) and self.training:
+            return fake_quantize_learned(x, self.amax, quant_min=low, quant_max=high)
+        if torch.compiler.is_compiling():
+            return fake_quantize_scaled(x, _along(axis, self.scale.to(dtype).float(), x), quant_min=low, quant_max=high)
+        if axis is not None:
+            return fake_quantize_scaled(x, _along(axis, self._scale(dtype), x), quant_min=low, quant_max=high)
+        known = self._known()
+        if dtype not in known.grids:
+            known.grids[dtype] = grid_from_scale(self._scale(dtype), quant_min=low, quant_max=high)
+        return fake_quantize(x, known.grids[dtype])
+
+    def _known(self) -> _Checked:
+        known = self._checked
+        if known is None or known.amax is not self.amax or known.version != self.amax._version:
+            if not bool((torch.isfinite(self.amax) & (self.amax > 0)).all()):
+                raise StepError(
+                    "the range (amax) is not set, or not finite and positive",
+                    where=self.name or "a quantizer",
+                    fix="calibrate the model, or load a calibrated checkpoint",
+                )
+            known = self._checked = _Checked(self.amax, self.amax._version)
+        return known
+
+    def _scale(self, dtype: torch.dtype) -> Tensor:
+        """Return the scale rounded to dtype, as float32."""
+        known = self._known()
+        if dtype not in known.scales:
+            scale = self.scale.to(dtype).float()
+            if not bool((scale > 0).all()):
+                raise StepError(
+                    f"the range (amax) {float(self.amax.min()):.3g} is too small for {dtype}",
+                    where=self.name or "a quantizer",
+                    fix="keep the layer in fp32",
+                )
+            known.scales[dtype] = scale
+        return known.scales[dtype]
 
     def _quantize_dequantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        attributes = {} if self.spec.axis is None else {"axis": self.spec.axis}
-        operands = (scale.to(x.dtype), zero_point)
-        quantized = torch.onnx.ops.symbolic(
-            "QuantizeLinear", (x, *operands), attributes, dtype=torch.int8, shape=x.shape
-        )
-        return torch.onnx.ops.symbolic(
-            "DequantizeLinear", (quantized, *operands), attributes, dtype=x.dtype, shape=x.shape
-        )
+        axis: dict[str, Any] = {} if self.spec.axis is None else {"axis": self.spec.axis}
+        emit = torch.onnx.ops.symbolic
+        quantized = emit("QuantizeLinear", (x, scale, zero_point), axis, dtype=torch.int8, shape=x.shape)
+        return emit("DequantizeLinear", (quantized, scale, zero_point), axis, dtype=x.dtype, shape=x.shape)
+
+
+def _along(axis: int | None, scale: Tensor, x: Tensor) -> Tensor:
+    """Return the scale in a shape that broadcasts against x."""
+    return scale if axis is None else scale.view([-1 if d == axis % x.dim() else 1 for d in range(x.dim())])
 
 
 def quantizers(model: nn.Module) -> dict[str, Quantizer]:
@@ -141,20 +194,29 @@ def quantizers_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exporting(model: nn.Module) -> Iterator[None]:
-    """Make the model's quantizers emit ONNX QuantizeLinear and DequantizeLinear nodes while it is traced.
+    """Make the quantizers emit ONNX QuantizeLinear and DequantizeLinear nodes while the model is traced.
 
-    Inside the block the model computes zeros when it is run eagerly.
+    Run eagerly inside the block, the model computes zeros.
 
     Raises:
-        StepError: a range was never set.
+        StepError: a range was never set, or is not one of 8 bits.
     """
-    active = [quantizer for quantizer in quantizers(model).values() if quantizer.enabled]
-    for quantizer in active:
-        quantizer._check()
+    active = {name: quantizer for name, quantizer in quantizers(model).items() if quantizer.enabled}
+    for name, quantizer in active.items():
+        quantizer.check()
+        if quantizer.spec.bits != 8:
+            raise StepError(f"{quantizer.spec.bits} bits cannot be exported, 8 can", where=amax_name(name))
     try:
-        for quantizer in active:
-            quantizer._constants = quantizer.scale.detach(), torch.zeros_like(quantizer.amax, dtype=torch.int8)
+        for quantizer in active.values():
+            quantizer._onnx = _onnx_constants(quantizer)
         yield
     finally:
-        for quantizer in active:
-            quantizer._constants = None
+        for quantizer in active.values():
+            quantizer._onnx = None
+
+
+def _onnx_constants(quantizer: Quantizer) -> dict[torch.dtype, Tensor]:
+    """Return the scale for every float dtype that its input may have, and the zero point under int8."""
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    constants = {dtype: quantizer.scale.to(dtype) for dtype in floats}
+    return {**constants, torch.int8: torch.zeros_like(quantizer.amax, dtype=torch.int8)}
