@@ -1,0 +1,81 @@
+"""BatchNorm becomes part of the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maseRT.errors import UsageError
+
+FOLDABLE = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def fold_refusal(layer: nn.Module, batchnorm: nn.Module) -> str | None:
+    """Say why a BatchNorm cannot become part of a layer whose output it reads, or None when it can."""
+    if type(layer) not in FOLDABLE:
+        return f"it follows a {type(layer).__name__}"
+    if not isinstance(batchnorm, BATCHNORMS) or batchnorm.running_mean is None or batchnorm.running_var is None:
+        return "it has no running statistics"
+    if "weight" not in layer._parameters:
+        return f"the weight of the {type(layer).__name__} is computed"
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    if outputs != batchnorm.num_features:
+        return f"it normalizes {batchnorm.num_features} channels of {outputs}"
+    return None
+
+
+def folded(layer: nn.Module, batchnorm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a layer that computes batchnorm(layer(x)); neither module is changed.
+
+    w' = w * gamma / sqrt(var + eps) per output channel, b' = (b - mean) * gamma / sqrt(var + eps) + beta, in double.
+    """
+    weight, old_bias = layer.get_parameter("weight"), layer.bias
+    mean, variance = batchnorm.get_buffer("running_mean"), batchnorm.get_buffer("running_var")
+    gain = torch.rsqrt(variance.double() + float(batchnorm.eps))  # type: ignore[arg-type]
+    if isinstance(batchnorm.weight, Tensor):
+        gain = gain * batchnorm.weight.detach().double()
+    bias = -mean.double() if old_bias is None else old_bias.detach().double() - mean.double()  # type: ignore[operator]
+    bias = bias * gain
+    if isinstance(batchnorm.bias, Tensor):
+        bias = bias + batchnorm.bias.detach().double()
+    new_weight = weight.detach().double() * _per_output_channel(layer, weight, gain)
+    return new_weight.to(weight.dtype), bias.to(weight.dtype)
+
+
+def fold_batchnorm(model: nn.Module, layer_name: str, batchnorm_name: str) -> None:
+    """Fold a BatchNorm into a layer, in place; an Identity takes its place.
+
+    Raises:
+        UsageError: the two modules are not what the plan says.
+    """
+    layer, batchnorm = model.get_submodule(layer_name), model.get_submodule(batchnorm_name)
+    reason = fold_refusal(layer, batchnorm)
+    if reason is not None:
+        raise UsageError(f"{batchnorm_name} cannot be folded into {layer_name}: {reason}", where="plan")
+    weight, bias = folded(layer, batchnorm)
+    with torch.no_grad():
+        layer.get_parameter("weight").copy_(weight)
+    if isinstance(layer.bias, nn.Parameter):
+        with torch.no_grad():
+            layer.bias.copy_(bias)
+    else:
+        layer.bias = nn.Parameter(bias)
+    parent, _, child = batchnorm_name.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Identity().train(batchnorm.training))
+
+
+def _per_output_channel(layer: nn.Module, weight: Tensor, gain: Tensor) -> Tensor:
+    """Return the gain in a shape that multiplies the weight: [out, ...], transposed [in, out / groups, ...]."""
+    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return gain.reshape(-1, *[1] * (weight.dim() - 1))
+    per_group = gain.reshape(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
+    return per_group.reshape(weight.shape[0], -1, *[1] * (weight.dim() - 2))

@@ -1,0 +1,380 @@
+"""Records a model's dataflow by running it once: which layer or operation reads what which other one wrote.
+
+Nothing is compiled and the model stays as it is: hooks see the layers, a TorchFunctionMode the functional operations,
+and tensors are known by identity. So everything that runs can be recorded, and an operation's place in its owner's
+forward is exact by construction.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from maseRT.quant.layers import LAYERS
+from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name, operation_name, tensors_of
+
+_COMPOSITES = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
+_RESHAPING_LAYERS = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+)
+
+
+class Kind(Enum):
+    """What a node of the graph is."""
+
+    INPUT = "input"
+    LAYER = "layer"
+    OPERATION = "operation"
+    OUTPUT = "output"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor that a node reads.
+
+    Attributes:
+        source: the node that wrote it; None for a parameter or a constant.
+        shape: its shape.
+    """
+
+    source: int | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call of a layer or an operation.
+
+    Attributes:
+        index: its place in the order of execution.
+        kind: layer, operation, or one of the model's ends.
+        name: the layer's path, or the operation's name; several calls of one layer share it.
+        op: the operation, or the layer's class.
+        owner: for an operation, the module whose forward calls it.
+        ordinal: for an operation, how many of the same op precede it in one forward of the owner.
+        operands: the tensors it reads.
+        shape: of its first result.
+        floating: its first result holds floating-point numbers.
+        module: the layer.
+        constants: for an operation, its (args, kwargs) with None for tensors.
+    """
+
+    index: int
+    kind: Kind
+    name: str
+    op: str
+    owner: str
+    ordinal: int
+    operands: tuple[Operand, ...]
+    shape: tuple[int, ...]
+    floating: bool
+    module: nn.Module | None = None
+    constants: Any = None
+
+    @property
+    def reshapes(self) -> bool:
+        """It hands on the values that it reads, only arranged in another way."""
+        if self.kind is Kind.LAYER:
+            return isinstance(self.module, _RESHAPING_LAYERS)
+        return self.kind is Kind.OPERATION and self.op in RESHAPING
+
+    @property
+    def passes(self) -> bool:
+        """It hands on values that it reads, all of them or some."""
+        return self.reshapes or (self.kind is Kind.OPERATION and self.op in SELECTING)
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What must be the same in every recording of a model without data-dependent control flow."""
+        return self.kind, self.name, self.op, self.ordinal, tuple(operand.source for operand in self.operands)
+
+
+@dataclass
+class Graph:
+    """The nodes of one run, in the order of execution: the model's input first, its output last."""
+
+    nodes: list[Node] = field(default_factory=list)
+
+    def readers(self, index: int) -> list[tuple[Node, int]]:
+        """Return the (node, operand) pairs that read what a node wrote."""
+        return self._readers().get(index, [])
+
+    def calls(self, name: str) -> list[Node]:
+        """Return every call of a layer."""
+        return [node for node in self.nodes if node.kind is Kind.LAYER and node.name == name]
+
+    def origin(self, index: int, through: Callable[[Node], bool]) -> Node:
+        """Follow the first operand back through nodes of some kind to the node that made the values."""
+        node = self.nodes[index]
+        while through(node) and node.operands and node.operands[0].source is not None:
+            node = self.nodes[node.operands[0].source]
+        return node
+
+    def final_readers(self, index: int, through: Callable[[Node], bool]) -> list[tuple[Node, int]]:
+        """Return the pairs that read a node's result, also behind nodes of some kind."""
+        found: list[tuple[Node, int]] = []
+        for node, operand in self.readers(index):
+            if through(node) and operand == 0:
+                found += self.final_readers(node.index, through)
+            else:
+                found.append((node, operand))
+        return found
+
+    def same_flow(self, other: Graph) -> bool:
+        """Whether two recordings ran the same calls on the same operands."""
+        return [n.signature for n in self.nodes] == [n.signature for n in other.nodes]
+
+    def operations_per_owner(self) -> dict[str, list[str]]:
+        """Return the operations of each owner, in the order of execution."""
+        found: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.kind is Kind.OPERATION:
+                found.setdefault(node.owner, []).append(node.name)
+        return found
+
+    def _readers(self) -> dict[int, list[tuple[Node, int]]]:
+        if not hasattr(self, "_cache"):
+            cache: dict[int, list[tuple[Node, int]]] = {}
+            for node in self.nodes:
+                for position, operand in enumerate(node.operands):
+                    if operand.source is not None:
+                        cache.setdefault(operand.source, []).append((node, position))
+            self._cache = cache
+        return self._cache
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one node: a type of the table, a layer of torch.nn, or one whose weight is computed."""
+    if type(module) in LAYERS or parametrize.is_parametrized(module):
+        return True
+    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _COMPOSITES)
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return every name of every module that is no part of a layer; shared modules have several."""
+    names: dict[nn.Module, list[str]] = {}
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if any(name.startswith(prefix) for prefix in inside):
+            continue
+        names.setdefault(module, []).append(name)
+        if is_layer(module):
+            inside += (f"{name}." if name else "",)
+            if not name:
+                break
+    return names
+
+
+def record(model: nn.Module, example: Tensor) -> Graph:
+    """Run the model once without gradients, in the mode it is in, and return its dataflow."""
+    recorder = _Recorder(model)
+    with torch.no_grad(), recorder.hooked(), recorder:
+        recorder.start(example)
+        recorder.finish(model(example))
+    return recorder.graph
+
+
+def record_stable(model: nn.Module, example: Tensor) -> tuple[Graph | None, str]:
+    """Record twice on different data, and return the graph, or None and why it cannot be relied on."""
+    graph = record(model, example)
+    if graph.same_flow(record(model, _other_batch(example))):
+        return graph, ""
+    return None, "the dataflow depends on the data (two batches ran different operations)"
+
+
+def training_differences(model: nn.Module, example: Tensor, graph: Graph) -> tuple[set[str], str]:
+    """Return the owners whose operations differ in training mode, or a note when that cannot be told."""
+    try:
+        trained = record(copy.deepcopy(model).train(), _other_batch(example)).operations_per_owner()
+    except Exception as error:  # a user's model may refuse to be copied or trained in any way it likes
+        return set(), f"could not be recorded in training mode ({type(error).__name__}: {error})"
+    recorded = graph.operations_per_owner()
+    return {owner for owner in {*trained, *recorded} if trained.get(owner) != recorded.get(owner)}, ""
+
+
+def _other_batch(example: Tensor) -> Tensor:
+    """One sample more, and other values."""
+    other = -example if example.is_floating_point() else example.flip(0)
+    return torch.cat([other, example[:1]])
+
+
+@dataclass
+class _Frame:
+    name: str
+    module: nn.Module
+    is_layer: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
+
+
+class _Recorder(TorchFunctionMode):
+    """Builds the graph while the model runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self._names = {module: names[0] for module, names in module_names(model).items()}
+        self._frames: list[_Frame] = []
+        self._busy = False
+        self._writers: dict[int, int] = {}
+        self._alive: dict[int, Tensor] = {}  # a tensor that is gone could lend its id to another one
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        handles = []
+        for module in self._names:
+            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def start(self, example: Tensor) -> None:
+        self._append(Kind.INPUT, "", "input", (), (), example)
+
+    def finish(self, result: Any) -> None:
+        self._append(Kind.OUTPUT, "", "output", self._operands(_tensors(result)), (), None)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._busy or not self._frames or self._frames[-1].is_layer:
+            return func(*args, **kwargs)
+        frame = self._frames[-1]
+        op = operation_name(func)
+        ordinal = frame.counts.get(op, 0)
+        frame.counts[op] = ordinal + 1
+        inputs = tensors_of(args, kwargs)
+        operands, versions = self._operands(inputs), _versions(inputs)
+        result = func(*args, **kwargs)
+        changed = _changed(inputs, versions)
+        if any(operand.source is not None for operand in operands) and (_tensors(result) or changed):
+            constants = pytree.tree_map_only(Tensor, lambda t: None, (args, kwargs))
+            self._append(
+                Kind.OPERATION,
+                joined(frame.name, local_name(frame.module, op, ordinal)),
+                op,
+                operands,
+                changed,
+                result,
+                owner=frame.name,
+                ordinal=ordinal,
+                constants=constants,
+            )
+        return result
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with self._unseen():
+            frame = _Frame(self._names[module], module, is_layer(module))
+            frame.versions = _versions(tensors_of(args, kwargs)) if frame.is_layer else {}
+            self._frames.append(frame)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        with self._unseen():
+            frame = self._frames.pop()
+            if not frame.is_layer:
+                return
+            inputs = tensors_of(args, kwargs)
+            self._append(
+                Kind.LAYER,
+                frame.name,
+                type(module).__name__,
+                self._operands(inputs),
+                _changed(inputs, frame.versions),
+                result,
+                module=module,
+            )
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _operands(self, tensors: list[Tensor]) -> tuple[Operand, ...]:
+        return tuple(Operand(self._writers.get(id(t)), tuple(t.shape)) for t in tensors)
+
+    def _append(
+        self,
+        kind: Kind,
+        name: str,
+        op: str,
+        operands: tuple[Operand, ...],
+        changed: list[Tensor] | tuple[()],
+        result: Any,
+        *,
+        owner: str = "",
+        ordinal: int = 0,
+        module: nn.Module | None = None,
+        constants: Any = None,
+    ) -> None:
+        index = len(self.graph.nodes)
+        written = [*_tensors(result), *changed]
+        for tensor in changed:  # written in place: whoever shares the memory sees it
+            memory = tensor.untyped_storage().data_ptr()
+            written += [t for t in self._alive.values() if t.untyped_storage().data_ptr() == memory]
+        for tensor in written:
+            self._writers[id(tensor)] = index
+            self._alive[id(tensor)] = tensor
+        first = written[0] if written else None
+        self.graph.nodes.append(
+            Node(
+                index=index,
+                kind=kind,
+                name=name,
+                op=op,
+                owner=owner,
+                ordinal=ordinal,
+                operands=operands,
+                shape=() if first is None else tuple(first.shape),
+                floating=first is not None and first.is_floating_point(),
+                module=module,
+                constants=constants,
+            )
+        )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _versions(tensors: list[Tensor]) -> dict[int, int]:
+    return {id(tensor): tensor._version for tensor in tensors}
+
+
+def _changed(tensors: list[Tensor], versions: dict[int, int]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor._version != versions[id(tensor)]]
