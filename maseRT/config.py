@@ -64,9 +64,9 @@ class DataSection(Section):
     validation: float = Field(0.15, gt=0, lt=1, description="Share of the training data kept for validation.")
     test: float = Field(0.15, gt=0, lt=1, description="Share kept for testing, where the data set has no test part.")
     workers: int = Field(0, ge=0, description="Loader processes.")
-    image_size: Positive | None = Field(None, description="image-folder: side of the square that images are cropped to.")
-    mean: tuple[float, ...] | None = Field(None, description="image-folder: per channel, of values in [0, 1].")
-    std: tuple[float, ...] | None = Field(None, description="image-folder: per channel, of values in [0, 1].")
+    image_size: Positive | None = Field(None, description="image-folder: side of the square that images are cropped to; default: 224.")
+    mean: tuple[float, ...] | None = Field(None, description="Images: per channel, of values in [0, 1].")
+    std: tuple[float, ...] | None = Field(None, description="Images: per channel, of values in [0, 1].")
 
 
 class TrainSection(Section):
@@ -302,7 +302,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the config: {error}", where=str(path)) from error
     except tomli.TOMLDecodeError as error:
-        raise UsageError(f"not TOML: {error}", where=str(path), fix="correct the line named above") from error
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise UsageError(f"not TOML: {error.msg}", where=where, fix="correct that line") from error
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -31,7 +32,7 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
             return f"[{key}] is missing" if len(loc) == 1 else f"{key}: is missing"
         case "literal_error" | "enum":
             expected = str(detail["ctx"]["expected"])
-            valid = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
+            valid = re.findall(r"'([^']*)'", expected)
             return f"{key}: {detail['input']!r} is not valid{did_you_mean(str(detail['input']), valid)}"
         case "value_error":
             return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])

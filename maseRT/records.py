@@ -102,7 +102,7 @@ def read_record(workspace: Workspace, step: str) -> StepRecord | None:
         raw = json.loads(workspace.record(step).read_text(encoding="utf-8"))
         outputs = {name: FileState(**state) for name, state in raw.pop("outputs").items()}
         return StepRecord(outputs=outputs, **raw)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

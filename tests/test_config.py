@@ -1,0 +1,153 @@
+"""A config is checked as a whole, and its mistakes are told in the words of the file."""
+
+from pathlib import Path
+
+import pytest
+
+from maseRT.config import Config, MethodRule, Percentile, load_config
+from maseRT.errors import ConfigError, ExitCode, UsageError
+from maseRT.precision import Precision
+
+GOOD = """
+[model]
+name = "digits-cnn"
+[data]
+name = "digits"
+[train]
+epochs = 3
+learning_rate = 1e-3
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def _write(text: str) -> Path:
+        path = tmp_path / "run.toml"
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def problems(path: Path, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert caught.value.exit_code == ExitCode.USAGE
+    return caught.value.problems
+
+
+def test_sections_are_typed_and_frozen(write):
+    config = load_config(write(GOOD + '[quantize]\nprecision = "fp16"\n[export]\n[build-engine]\nbatch = { opt = 8, max = 8 }'))
+    assert config.quantize.precision is Precision.FP16
+    assert config.build_engine.batch.opt == 8
+    with pytest.raises(ValueError, match="frozen"):
+        config.data.batch_size = 3
+
+
+def test_all_mistakes_are_reported_at_once_with_the_nearest_spelling(write):
+    found = problems(
+        write(
+            GOOD
+            + """
+            [data2]
+            [quantize]
+            precison = "int8"
+            float = "fp61"
+            rules = [{ nam = "conv*", precision = "int8" }]
+            [finetune]
+            epochs = "two"
+            """
+        )
+    )
+    text = "\n".join(found)
+    assert "quantize.precison: unknown key; did you mean 'precision'?" in found
+    assert "quantize.float: 'fp61' is not valid; did you mean 'fp16'?" in found
+    assert "quantize.rules[0].nam: unknown key; did you mean 'name'?" in found
+    assert "unknown section [data2]; did you mean 'data'?" in found
+    assert "finetune.epochs: input should be a valid integer" in text
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('"entropie"', "did you mean 'entropy'?"),
+        ("{ percentil = 3 }", "percentile: is missing"),
+        ("{ percentile = 101 }", "less than or equal to 100"),
+        ('{ method = "max" }', "a rule needs one of name"),
+        ('{ regex = "(", method = "max" }', "not a regular expression"),
+        ('{ name = "a", method = "mx" }', "did you mean 'max'?"),
+    ],
+)
+def test_a_wrong_calibration_method_gets_one_line_of_its_own_form(write, entry, message):
+    text = GOOD + f'[quantize]\n[calibrate]\nmethods = ["max", {entry}]'
+    found = problems(write(text))
+    assert any(message in line for line in found)
+    assert all("calibrate.methods[1]" in line for line in found)
+
+
+def test_percentile_lists_and_layer_rules(write):
+    methods = '["mse", { percentile = [99, 99.9] }, { type = "Linear", method = { percentile = 50 } }]'
+    config = load_config(write(GOOD + f"[quantize]\n[calibrate]\nmethods = {methods}"))
+    assert config.calibrate.methods[:3] == ("mse", Percentile(percentile=99), Percentile(percentile=99.9))
+    rule = config.calibrate.methods[3]
+    assert isinstance(rule, MethodRule)
+    assert rule.describe() == 'type = "Linear"'
+
+
+def test_only_layer_rules_leave_the_other_layers_without_a_method(write):
+    text = GOOD + '[quantize]\n[calibrate]\nmethods = [{ name = "a", method = "max" }]'
+    assert any("at least one method" in line for line in problems(write(text)))
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+def test_opset_outside_the_window(write, opset):
+    (line,) = problems(write(GOOD + f"[quantize]\n[export]\nopset = {opset}"))
+    assert line.startswith("export.opset: ")
+
+
+def test_unknown_runtime(write):
+    (line,) = problems(write(GOOD + '[analyze]\nruntimes = ["tensort"]'))
+    assert line.endswith("did you mean 'tensorrt'?")
+
+
+def test_a_section_that_needs_another(write):
+    assert problems(write(GOOD + "[export]")) == ("[export] needs [quantize]: add it",)
+
+
+def test_weights_must_come_from_somewhere(write):
+    bare = GOOD.partition("[train]")[0]
+    (line,) = problems(write(bare))
+    assert "random_weights" in line
+    assert load_config(write(bare), ["model.random_weights=true"]).train is None
+
+
+def test_profile_must_be_ordered(write):
+    text = GOOD + "[quantize]\n[export]\n[build-engine]\nbatch = { min = 8, opt = 4, max = 16 }"
+    assert any("min <= opt <= max" in line for line in problems(write(text)))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UsageError, match="no such config file"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_syntax_error_names_the_line(write):
+    with pytest.raises(UsageError, match="line 3"):
+        load_config(write('[model]\nname = "a"\nbroken ='))
+
+
+def test_overrides_are_toml_values_or_words(write):
+    path = write(GOOD)
+    config = load_config(path, ["data.batch_size=8", "model.name=vgg7", "quantize.rules=[{last=1, precision='fp32'}]"])
+    assert (config.data.batch_size, config.model.name, config.quantize.rules[0].last) == (8, "vgg7", 1)
+
+
+@pytest.mark.parametrize("override", ["batch_size=3", "data.batch_size", "=3", "data.=3"])
+def test_malformed_override(write, override):
+    with pytest.raises(UsageError, match=r"section\.key=value"):
+        load_config(write(GOOD), [override])
+
+
+def test_schema_knows_the_sections_as_the_file_spells_them():
+    properties = Config.model_json_schema(by_alias=True)["properties"]
+    assert {"model", "build-engine", "finetune"} <= set(properties)

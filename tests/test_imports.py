@@ -1,0 +1,71 @@
+"""Imports point one way, and what must stay light loads no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "maseRT"
+
+LAYERS = [
+    {"cli", "console", "__init__"},
+    {"steps"},
+    {
+        "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_graph",
+        "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt",
+    },
+    {"workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories", "hardware"},
+]  # fmt: skip
+
+HEAVY = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxscript", "torchmetrics", "lightning_fabric"}
+
+LIGHT = [
+    "maseRT", "maseRT.cli", "maseRT.config", "maseRT.workspace", "maseRT.records", "maseRT.plan", "maseRT.hardware",
+    "maseRT.factories", "maseRT.steps.pipeline", "maseRT.steps.table", "maseRT.scaffold", "maseRT.quant",
+    "maseRT.models", "maseRT.data", "maseRT.runtimes",
+]  # fmt: skip
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def _imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("maseRT"):
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("maseRT")}
+    return names
+
+
+def _rank(part: str) -> int:
+    return next(index for index, layer in enumerate(LAYERS) if part in layer)
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    relative = path.relative_to(PACKAGE)
+    mine = relative.parts[0].removesuffix(".py")
+    for module in _imported(path):
+        theirs = _part(module)
+        if theirs == "__init__":  # the version
+            continue
+        assert _rank(theirs) >= _rank(mine), f"{relative} imports {module}"
+        if mine == "quant":
+            assert theirs != "runtimes"
+        if mine == "runtimes":
+            assert theirs not in {"plan", "config", "models", "quant"}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_load_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
