@@ -1,0 +1,98 @@
+"""The contract that every later step relies on: one tensor in, one tensor of logits out, finite weights."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maseRT.errors import UsageError
+from maseRT.models.factory import described
+from maseRT.models.weights import check_finite
+
+_WHERE = "[model] name"
+
+
+def check_model(model: nn.Module, example: Tensor) -> Tensor:
+    """Run the model once in eval mode and return its logits [N, classes].
+
+    Args:
+        model: left as it was found, in its mode too.
+        example: a batch of real inputs [N, ...], with finite values.
+
+    Raises:
+        UsageError: weights are not finite, the model needs several inputs, fails on this one, or returns anything
+            but one finite float tensor [N, classes].
+    """
+    check_finite(model, where="the model's weights")
+    _check_inputs(model)
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(example)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the model cannot take an input of shape {list(example.shape)}: {described(error)}",
+            where=_WHERE,
+            fix="choose a model for this data, data for this model, or other [model] args",
+        ) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return _checked_output(output, len(example))
+
+
+def _check_inputs(model: nn.Module) -> None:
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # no signature to read: the run that follows decides
+        return
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1:
+        raise UsageError(
+            f"the model needs {len(needed)} inputs: {', '.join(needed)}",
+            where=_WHERE,
+            fix="wrap it in a package.module:factory whose forward takes one tensor and fills in the others",
+        )
+
+
+def _checked_output(output: Any, batch: int) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise UsageError(
+            f"the model returns {_named(output)} instead of one tensor",
+            where=_WHERE,
+            fix="wrap it in a package.module:factory whose forward returns the logits alone",
+        )
+    if output.dim() != 2 or output.shape[0] != batch or not output.is_floating_point():
+        kind = str(output.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"the model returns {kind} of shape {list(output.shape)} for a batch of {batch}, "
+            f"not float logits [{batch}, classes]",
+            where=_WHERE,
+            fix="maseRT takes classifiers; wrap the model so that it returns one row of logits per input",
+        )
+    if not torch.isfinite(output).all():
+        raise UsageError(
+            "the model's output holds NaN or infinity although its weights are finite",
+            where=_WHERE,
+            fix="check the weights and the normalisation of the data",
+        )
+    return output
+
+
+def _named(output: Any) -> str:
+    kind = type(output).__name__
+    if isinstance(output, dict):
+        return f"a {kind} with the keys {', '.join(map(str, output))}"
+    if isinstance(output, list | tuple):
+        return f"a {kind} of {len(output)}"
+    return f"a {kind}"
