@@ -31,34 +31,39 @@ def is_factory(name: str) -> bool:
 def factory_source(name: str) -> Path | None:
     """Return the file of the module in `package.module:factory`, without importing it or its packages.
 
-    The working directory is searched first, then what Python would search. None: the name has another form,
-    the module is not there, or it has no file (a built-in or a namespace package).
+    None: the name has another form, or the module has no file (see `module_source`).
     """
-    if not is_factory(name):
-        return None
-    spec = _find_module(name.partition(":")[0])
+    return module_source(name.partition(":")[0]) if is_factory(name) else None
+
+
+def module_source(name: str) -> Path | None:
+    """Return the file of `package.module`, without importing it or its packages.
+
+    The working directory is searched first, then what Python would search. None: the module is not there, or it
+    has no file (a built-in or a namespace package).
+    """
+    spec = _find_module(name) if re.fullmatch(_DOTTED, name) else None
     if spec is None or not spec.has_location or spec.origin is None:
         return None
     return Path(spec.origin)
 
 
 def load_factory(name: str, *, what: str) -> Callable[..., Any]:
-    """Import `package.module:factory`. The working directory comes first on `sys.path`, and stays there.
+    """Import `package.module:factory`, as `load_module` does.
 
     Args:
         name: the module and, after the colon, the callable in it (`Class.method` too).
         what: what the factory makes, for the errors: "model" or "data set".
 
     Raises:
-        UsageError: another form, no such module, the import raised, no such attribute, or not callable.
+        UsageError: another form, no such attribute, not callable, or what `load_module` raises.
     """
     where = _where(name, what)
     if not is_factory(name):
-        raise UsageError(
-            f"'{name}' is not package.module:factory", where=where, fix=f"for example my_{_word(what)}:make"
-        )
+        fix = "for example my_package.my_module:make"
+        raise UsageError(f"'{name}' is not package.module:factory", where=where, fix=fix)
     module_name, _, path = name.partition(":")
-    module = _import(module_name, where=where)
+    module = load_module(module_name, where=where)
     factory: Any = module
     for attribute in path.split("."):
         if not hasattr(factory, attribute):
@@ -73,6 +78,31 @@ def load_factory(name: str, *, what: str) -> Callable[..., Any]:
         raise UsageError(f"'{path}' is not callable, it is of type {type(factory).__name__}", where=where, fix=fix)
     loaded: Callable[..., Any] = factory
     return loaded
+
+
+def load_module(name: str, *, where: str) -> ModuleType:
+    """Import `package.module`. The working directory comes first on `sys.path`, and stays there.
+
+    It stays because the user's code may import its neighbours later, and loader processes import it again.
+
+    Raises:
+        UsageError: no such module, the import raised, or another module of that name was imported before.
+    """
+    directory = os.getcwd()
+    sys.path[:] = [directory, *(entry for entry in sys.path if entry != directory)]
+    source = module_source(name)
+    try:
+        module = importlib.import_module(name)
+    except MaseRTError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise _not_found(error.name, where=where) from error
+        raise UsageError(f"importing '{name}' raised {_described(error, source)}", where=where) from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"importing '{name}' raised {_described(error, source)}", where=where) from error
+    _check_same_file(module, source, where=where)
+    return module
 
 
 def call_factory(name: str, /, *, what: str, **kwargs: Any) -> Any:
@@ -97,10 +127,6 @@ def _where(name: str, what: str) -> str:
     return f"{what} '{name}'"
 
 
-def _word(what: str) -> str:
-    return what.replace(" ", "_")
-
-
 def _find_module(module: str) -> ModuleSpec | None:
     importlib.invalidate_caches()
     first, *rest = module.split(".")
@@ -120,25 +146,6 @@ def _find_top_level(name: str) -> ModuleSpec | None:
         if spec is not None:
             return spec
     return None
-
-
-def _import(name: str, *, where: str) -> ModuleType:
-    directory = os.getcwd()
-    sys.path[:] = [directory, *(entry for entry in sys.path if entry != directory)]
-    found = _find_module(name)
-    source = Path(found.origin) if found is not None and found.has_location and found.origin is not None else None
-    try:
-        module = importlib.import_module(name)
-    except MaseRTError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise _not_found(error.name, where=where) from error
-        raise UsageError(f"importing '{name}' raised {_described(error, source)}", where=where) from error
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"importing '{name}' raised {_described(error, source)}", where=where) from error
-    _check_same_file(module, source, where=where)
-    return module
 
 
 def _not_found(name: str, *, where: str) -> UsageError:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maseRT.errors import MissingError, UsageError
-from maseRT.factories import call_factory, factory_source, is_factory, load_factory
+from maseRT.factories import call_factory, factory_source, is_factory, load_factory, load_module, module_source
 
 
 @pytest.fixture
@@ -160,3 +160,14 @@ def test_a_file_that_an_imported_module_hides_is_refused(write):
     assert factory_source("json:make") == path
     with pytest.raises(UsageError, match=r"'json' was already imported from .*json\.py is not used"):
         load_factory("json:make", what="model")
+
+
+def test_a_module_of_its_own(write):
+    path = write("plug_module.py", "VALUE = 4")
+    assert module_source("plug_module") == path
+    assert module_source("plug_module:make") is None
+    assert module_source("") is None
+    assert load_module("plug_module", where="[quantize] plugins").VALUE == 4
+    with pytest.raises(UsageError, match="no module 'absent_module'") as caught:
+        load_module("absent_module", where="[quantize] plugins")
+    assert caught.value.where == "[quantize] plugins"
