@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,7 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of one call, in milliseconds, from inputs in host memory to outputs in host memory."""
+    """The time of one call, in milliseconds.
+
+    Attributes:
+        batch: samples per call.
+        iterations: timed calls.
+    """
 
     batch: int
     iterations: int
@@ -30,20 +35,26 @@ class Latency:
         return {**asdict(self), "throughput": self.throughput}
 
 
+def latency_from_times(times_ms: Sequence[float], *, batch: int) -> Latency:
+    """Summarize the times of single calls."""
+    p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
+    return Latency(batch, len(times_ms), float(np.mean(times_ms)), p50, p90, p99)
+
+
 def measure_latency(call: Callable[[], object], *, batch: int, warmup: int, iterations: Iterable[int]) -> Latency:
     """Time a call that ends when its result is there.
 
     Args:
+        call: one inference.
         batch: samples per call.
         warmup: calls before the clock starts.
         iterations: one timed call each.
     """
     for _ in range(warmup):
         call()
-    times = []
+    times_ms = []
     for _ in iterations:
         start = time.perf_counter()
         call()
-        times.append((time.perf_counter() - start) * 1000)
-    p50, p90, p99 = np.percentile(times, [50, 90, 99]).tolist()
-    return Latency(batch, len(times), float(np.mean(times)), p50, p90, p99)
+        times_ms.append((time.perf_counter() - start) * 1000)
+    return latency_from_times(times_ms, batch=batch)

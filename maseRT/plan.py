@@ -391,3 +391,9 @@ def _no_match(rule: LayerRule, layers: Sequence[LayerPlan], *, where: str) -> Us
     return UsageError(
         f"the rule {rule.describe()} matches no layer{hint}", where=where, fix="correct or remove the rule"
     )
+
+
+def owner_of(plan: Plan, amax: str) -> str:
+    """Return the layer or operation that an amax name belongs to: `lstm` for `lstm.weight_ih_l0`."""
+    names = [*plan._by_name, *(operation.name for operation in plan.operations)]
+    return max((name for name in names if amax.startswith(f"{name}.")), key=len, default=amax)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from maseRT.checkpoints import save_tensors
-from maseRT.config import CalibrateSection, MethodRule, Percentile
+from maseRT.config import CalibrateSection, MethodRule
 from maseRT.data import calibration_subset, loader
 from maseRT.errors import UsageError
 from maseRT.evaluate import Metrics
-from maseRT.plan import Plan, matching_layers
+from maseRT.plan import Plan, matching_layers, owner_of
 from maseRT.quant import quantize_model
-from maseRT.quant.calibrators import Method
-from maseRT.quant.histogram import Histogram
-from maseRT.quant.observe import amax_from_histograms, load_amax, observe
+from maseRT.quant.calibrators import Method, amax_from_histograms
+from maseRT.quant.histogram import Histogram, tensors_from_histograms
+from maseRT.quant.observe import load_amax, observe
+from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
-from maseRT.quant.sqnr import sqnr_db
+from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
 from maseRT.steps.common import Setting, load_plan, load_quantized, save_quantized, set_up, validate
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
@@ -27,7 +29,11 @@ from maseRT.workspace import write_json
 
 @dataclass(frozen=True)
 class Candidate:
-    """The ranges of one calibration method, and how the model does with them."""
+    """The ranges of one calibration method, and how the model does with them.
+
+    Attributes:
+        sqnr_db: of every layer's output, as expected from the histograms of its operands.
+    """
 
     name: str
     amax: dict[str, Tensor]
@@ -39,9 +45,14 @@ class Candidate:
         """Higher is better: accuracy first, then a lower loss."""
         return self.metrics.accuracy, -self.metrics.loss
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; the SQNR of a layer that loses nothing is null."""
+        sqnr_db = {layer: value if math.isfinite(value) else None for layer, value in self.sqnr_db.items()}
+        return {"validation": self.metrics.as_dict(), "sqnr_db": sqnr_db}
+
     @property
-    def worst_tensor(self) -> str:
-        """The tensor that loses most, by expected SQNR."""
+    def worst_layer(self) -> str:
+        """The layer that loses most, by expected SQNR."""
         return min(self.sqnr_db, key=lambda name: self.sqnr_db[name])
 
 
@@ -62,7 +73,7 @@ def run(context: Context) -> StepResult:
     with quantizers_off(model):
         float_metrics = validate(context, setting, model)
     candidates = [
-        _candidate(context, setting, model, histograms, name, methods)
+        _candidate(context, setting, model, plan, histograms, name, methods)
         for name, methods in _methods(section, plan, histograms).items()
     ]
     best = max(candidates, key=lambda candidate: candidate.rank)
@@ -89,50 +100,43 @@ def _methods(
 
     A layer that a rule names has that rule's method in every candidate; weights have their own setting.
     """
-    weights = _method(section.weights)
+    weights = Method.of(section.weights)
     fixed: dict[str, Method] = {}
     for index, rule in enumerate(entry for entry in section.methods if isinstance(entry, MethodRule)):
         for layer in matching_layers(plan, rule, where=f"calibrate.methods rule {index + 1}"):
-            fixed.setdefault(layer.name, _method(rule.method))
+            fixed.setdefault(layer.name, Method.of(rule.method))
     candidates: dict[str, dict[str, Method]] = {}
     for entry in section.methods:
         if isinstance(entry, MethodRule):
             continue
-        method = _method(entry)
+        method = Method.of(entry)
         candidates[method.name] = {
-            tensor: fixed.get(layer_of(tensor), weights if is_weight(tensor) else method) for tensor in histograms
+            tensor: fixed.get(owner_of(plan, tensor), weights if is_weight(tensor) else method) for tensor in histograms
         }
     return candidates
-
-
-def layer_of(tensor: str) -> str:
-    """Return the layer of an amax name: `features.0` for `features.0.input`."""
-    return tensor.rpartition(".")[0]
-
-
-def is_weight(tensor: str) -> bool:
-    """Tell whether an amax name is a weight's, such as `fc.weight` or `lstm.weight_ih_l0`."""
-    return tensor.rpartition(".")[2].startswith("weight")
-
-
-def _method(entry: str | Percentile) -> Method:
-    return Method.parse(f"percentile-{entry.percentile:g}" if isinstance(entry, Percentile) else entry)
 
 
 def _candidate(
     context: Context,
     setting: Setting,
     model: nn.Module,
+    plan: Plan,
     histograms: Mapping[str, Histogram],
     name: str,
     methods: Mapping[str, Method],
 ) -> Candidate:
     with context.reporter.spinner(f"calibrate: {name}"):
-        amax = amax_from_histograms(histograms, methods.__getitem__)
+        amax = amax_from_histograms(histograms, methods.__getitem__, ties=plan.ties)
         load_amax(model, amax)
         metrics = validate(context, setting, model)
-    sqnr = {tensor: float(sqnr_db(histograms[tensor], value)) for tensor, value in amax.items()}
-    return Candidate(name, amax, metrics, sqnr)
+    return Candidate(name, amax, metrics, _layers_sqnr_db(plan, histograms, amax))
+
+
+def _layers_sqnr_db(plan: Plan, histograms: Mapping[str, Histogram], amax: Mapping[str, Tensor]) -> dict[str, float]:
+    operands: dict[str, list[float]] = {}
+    for tensor, value in amax.items():
+        operands.setdefault(owner_of(plan, tensor), []).append(sqnr_db(histograms[tensor], value))
+    return {layer: layer_sqnr_db(values) for layer, values in operands.items()}
 
 
 def _save(
@@ -145,14 +149,13 @@ def _save(
     float_metrics: Metrics,
 ) -> StepResult:
     workspace = context.workspace
-    tensors = {f"{name}/{part}": value for name, h in histograms.items() for part, value in h.state_dict().items()}
-    save_tensors(workspace.histograms, tensors)
+    save_tensors(workspace.histograms, *tensors_from_histograms(histograms))
     for candidate in candidates:
         save_tensors(workspace.amax(candidate.name), candidate.amax)
     comparison = {
         "best": best.name,
         "float": float_metrics.as_dict(),
-        "methods": {c.name: {"validation": c.metrics.as_dict(), "sqnr_db": c.sqnr_db} for c in candidates},
+        "methods": {c.name: c.as_dict() for c in candidates},
     }
     write_json(workspace.calibration, comparison)
     write_json(workspace.final_plan, plan.to_json())
@@ -172,13 +175,13 @@ def _save(
             "float": float_metrics.as_dict(),
             "validation": {candidate.name: candidate.metrics.as_dict() for candidate in candidates},
         },
-        table=[("method", "accuracy", "loss", "mean SQNR", "worst tensor"), *(_row(c, best) for c in candidates)],
+        table=[("method", "accuracy", "loss", "mean SQNR", "worst layer"), *(_row(c, best) for c in candidates)],
     )
 
 
 def _row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
     finite = [value for value in candidate.sqnr_db.values() if math.isfinite(value)]
-    worst = candidate.worst_tensor
+    worst = candidate.worst_layer
     return (
         f"{candidate.name} *" if candidate is best else candidate.name,
         f"{candidate.metrics.accuracy:.2%}",

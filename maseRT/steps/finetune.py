@@ -19,7 +19,7 @@ from maseRT.errors import StepError, UsageError
 from maseRT.evaluate import Metrics
 from maseRT.learning import NonFiniteLossError, cosine_rate, make_fabric, make_optimizer, train_epoch
 from maseRT.models import Checkpoint
-from maseRT.quant import training_ranges
+from maseRT.quant.qat import train_ranges
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, user_checkpoint, validate
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import atomic_path, write_json
@@ -104,8 +104,8 @@ def run(context: Context) -> StepResult:
     fabric = make_fabric(context.device)
     model = model.to(context.device)
     calibrated = Epoch(0, None, validate(context, setting, model))
-    with training_ranges(model, learned=section.learned_amax):
-        history, stopped = _train(context, setting, fabric, model, schedule, calibrated)
+    train_ranges(model, learned=section.learned_amax, ties=plan.ties)
+    history, stopped = _train(context, setting, fabric, model, schedule, calibrated)
     return _choose(context, history, schedule, stopped)
 
 
