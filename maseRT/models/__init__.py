@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from maseRT.models.build import build_model
     from maseRT.models.check import check_model
     from maseRT.models.checkpoint import Checkpoint, load_checkpoint
-    from maseRT.models.factory import factory_source
     from maseRT.models.weights import load_weights
     from maseRT.models.zoo import ZOO, ZooEntry
 
@@ -19,7 +18,6 @@ __all__ = [
     "ZooEntry",
     "build_model",
     "check_model",
-    "factory_source",
     "load_checkpoint",
     "load_weights",
 ]
@@ -30,7 +28,6 @@ _HOMES = {
     "ZooEntry": "zoo",
     "build_model": "build",
     "check_model": "check",
-    "factory_source": "factory",
     "load_checkpoint": "checkpoint",
     "load_weights": "weights",
 }

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from maseRT.config import ModelSection
 from maseRT.errors import MaseRTError, UsageError, did_you_mean
-from maseRT.models.factory import call_factory, import_factory
+from maseRT.factories import call_factory, load_factory
 from maseRT.models.packages import PACKAGES, build_from_package
 from maseRT.models.zoo import ZOO
 
@@ -76,26 +76,26 @@ def _from_zoo(
 
 
 def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
-    factory = import_factory(name, where=_WHERE)
-    attribute = name.partition(":")[2]
-    if isinstance(factory, nn.Module):
+    where = f"model '{name}'"
+    if isinstance(load_factory(name, what="model"), nn.Module):
+        attribute = name.partition(":")[2]
         raise UsageError(
-            f"'{name}' is a model, not a factory",
-            where=_WHERE,
+            f"'{attribute}' is a model, not a factory",
+            where=where,
             fix=f"name a function that returns it: def make_model(): return {attribute}",
         )
-    model = call_factory(factory, arguments, name=name, where=_WHERE)
+    model = call_factory(name, what="model", **arguments)
     if not isinstance(model, nn.Module):
         raise UsageError(
-            f"the factory '{name}' returned a {type(model).__name__}, not a torch.nn.Module",
-            where=_WHERE,
+            f"the factory returned a {type(model).__name__}, not a torch.nn.Module",
+            where=where,
             fix="return the model itself",
         )
     lazy = [key for key, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise UsageError(
-            f"the model of '{name}' has parameters without a shape: {', '.join(lazy)}",
-            where=_WHERE,
+            f"the model has parameters without a shape: {', '.join(lazy)}",
+            where=where,
             fix="run the model once inside the factory, or give the lazy layers their sizes",
         )
     return model

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from maseRT.errors import UsageError
-from maseRT.models.factory import described
 from maseRT.models.weights import check_finite
 
 _WHERE = "[model] name"
@@ -37,7 +36,7 @@ def check_model(model: nn.Module, example: Tensor) -> Tensor:
         raise
     except Exception as error:
         raise UsageError(
-            f"the model cannot take an input of shape {list(example.shape)}: {described(error)}",
+            f"the model cannot take an input of shape {list(example.shape)}: {type(error).__name__}: {error}",
             where=_WHERE,
             fix="choose a model for this data, data for this model, or other [model] args",
         ) from error

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from maseRT.config import CheckpointKind
 from maseRT.errors import UsageError, did_you_mean
-from maseRT.models.factory import working_directory_first
+from maseRT.factories import load_module
 from maseRT.models.lightning import is_lightning, original_epochs, original_learning_rate
 from maseRT.models.quantizer_entries import holds_quantizers, split_quantizers
 
@@ -115,9 +114,9 @@ def _first_bytes(path: Path) -> bytes:
             start = file.read(16)
     except FileNotFoundError:
         beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        near = did_you_mean(path.name, beside) if beside else ""
-        hint = near if near.startswith("; did") else ""
-        raise UsageError(f"no such checkpoint{hint}", where=str(path), fix="check the path") from None
+        raise UsageError(
+            f"no such checkpoint{_near(path.name, beside)}", where=str(path), fix="check the path"
+        ) from None
     except OSError as error:
         raise UsageError(
             f"cannot read the checkpoint: {error.strerror}", where=str(path), fix="name one file"
@@ -138,7 +137,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path, allow_globals: Sequence[str]) -> Any:
-    with working_directory_first(), _admitted(allow_globals, path):
+    with _admitted(allow_globals, path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -177,14 +176,11 @@ def _class_named(name: str, path: Path) -> Any:
         )
     if module_name.partition(".")[0] in _NEVER_ADMITTED:
         raise UsageError(f"'{name}' could run code, and is never admitted", where=where, fix="save the weights alone")
-    try:
-        found = getattr(import_module(module_name), attribute)
-    except Exception as error:
-        raise UsageError(
-            f"cannot import '{name}': {type(error).__name__}: {error}",
-            where=where,
-            fix="give the name as the message about the checkpoint spelled it, and install its package",
-        ) from error
+    module = load_module(module_name, where=where)
+    found = getattr(module, attribute, None)
+    if found is None:
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise UsageError(f"{module_name} has no '{attribute}'{_near(attribute, public)}", where=where)
     if not isinstance(found, type) and name not in _NUMPY_REBUILDERS:
         raise UsageError(
             f"'{name}' is no class; loading would call it",
@@ -227,6 +223,12 @@ def _corrupt(path: Path, error: Exception) -> UsageError:
 def _starts_as_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+def _near(word: str, words: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?`, or nothing when no word is near: a full list of files or names helps nobody."""
+    hint = did_you_mean(word, words)
+    return hint if hint.startswith("; did") else ""
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
