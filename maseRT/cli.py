@@ -46,13 +46,13 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say everyt
 StrictOption = Annotated[bool, typer.Option("--strict", help="A runtime that cannot run here ends with exit code 3.")]
 
 STEP_HELP = {
-    "train": "Train the float baseline ([train]).",
-    "quantize": "Give every layer its precision ([quantize]).",
-    "calibrate": "Find the ranges, compare the calibrators, keep the best ([calibrate]).",
-    "finetune": "Recover accuracy by quantization-aware training ([finetune]).",
-    "export": "Write the ONNX files, and check them ([export]).",
-    "build-engine": "Build the TensorRT engine ([build-engine]).",
-    "analyze": "Measure accuracy and speed of every runtime ([analyze]).",
+    "train": "Train the float baseline (section \\[train]).",
+    "quantize": "Give every layer its precision (section \\[quantize]).",
+    "calibrate": "Find the ranges, compare the calibrators, keep the best (section \\[calibrate]).",
+    "finetune": "Recover accuracy by quantization-aware training (section \\[finetune]).",
+    "export": "Write the ONNX files, and check them (section \\[export]).",
+    "build-engine": "Build the TensorRT engine (section \\[build-engine]).",
+    "analyze": "Measure accuracy and speed of every runtime (section \\[analyze]).",
 }
 
 
@@ -210,7 +210,9 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @app.command("config")
 def config_command(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Check this file and print it resolved.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Check this file and print it resolved.")
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config, for editors.")] = False,
     set_: SetOption = None,
 ) -> None:
@@ -265,7 +267,9 @@ def _require_all_rows(outcomes: list[Outcome]) -> None:
 
     missing = [row for outcome in outcomes for row in outcome.summary.get("not_run", [])]
     if missing:
-        raise MissingError("\n".join(missing), where="--strict", fix="install what is missing, or leave it out of [analyze] runtimes")
+        raise MissingError(
+            "\n".join(missing), where="--strict", fix="install what is missing, or leave it out of [analyze] runtimes"
+        )
 
 
 @contextmanager

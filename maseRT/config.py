@@ -40,14 +40,18 @@ class RunSection(Section):
     """[run]: what holds for every step."""
 
     seed: int = Field(0, ge=0, description="Seeds the data split, the initial weights, shuffling and dropout.")
-    threads: Positive | None = Field(None, description="CPU threads; all cores when absent. Tiny models are faster with 1.")
+    threads: Positive | None = Field(
+        None, description="CPU threads; all cores when absent. Tiny models are faster with 1."
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
 
 
 class ModelSection(Section):
     """[model]: what is compressed."""
 
-    name: str = Field(description="A zoo name, package.module:factory, or timm:NAME, torchvision:NAME, transformers:NAME.")
+    name: str = Field(
+        description="A zoo name, package.module:factory, or timm:NAME, torchvision:NAME, transformers:NAME."
+    )
     args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's factory.")
     checkpoint: Path | None = Field(None, description="Trained weights.")
     kind: CheckpointKind | None = Field(None, description="The checkpoint's format; told from the file when absent.")
@@ -64,7 +68,9 @@ class DataSection(Section):
     validation: float = Field(0.15, gt=0, lt=1, description="Share of the training data kept for validation.")
     test: float = Field(0.15, gt=0, lt=1, description="Share kept for testing, where the data set has no test part.")
     workers: int = Field(0, ge=0, description="Loader processes.")
-    image_size: Positive | None = Field(None, description="image-folder: side of the square that images are cropped to; default: 224.")
+    image_size: Positive | None = Field(
+        None, description="image-folder: side of the square that images are cropped to; default: 224."
+    )
     mean: tuple[float, ...] | None = Field(None, description="Images: per channel, of values in [0, 1].")
     std: tuple[float, ...] | None = Field(None, description="Images: per channel, of values in [0, 1].")
 
@@ -109,7 +115,9 @@ class LayerRule(Section):
     def describe(self) -> str:
         """Return the rule as it stands in the file, such as `name = "conv1"`."""
         given = self.model_dump(exclude_none=True, include={"name", "regex", "type", "first", "last"})
-        return ", ".join(f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in given.items())
+        return ", ".join(
+            f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in given.items()
+        )
 
 
 class PrecisionRule(LayerRule):
@@ -165,7 +173,9 @@ class CalibrateSection(Section):
     """[calibrate]: the ranges of activations and weights."""
 
     batches: Positive = Field(10, description="Batches of the fixed calibration subset, drawn from the training data.")
-    methods: tuple[MethodEntry, ...] = Field(("max", "entropy", "mse", Percentile(percentile=99.9)), description="Compared; the best on validation is kept.")
+    methods: tuple[MethodEntry, ...] = Field(
+        ("max", "entropy", "mse", Percentile(percentile=99.9)), description="Compared; the best on validation is kept."
+    )
     weights: Method = Field("max", description="The method of the weights' ranges.")
 
     @field_validator("methods", mode="before")
@@ -193,7 +203,9 @@ class FinetuneSection(Section):
 
     epochs: Positive | None = Field(None, description="Default: 10 % of the original epochs, at least 1.")
     initial_learning_rate: Rate | None = Field(None, description="Default: 1 % of the original learning rate.")
-    final_learning_rate: Rate | None = Field(None, description="Default: 1 % of the initial one, reached by cosine annealing.")
+    final_learning_rate: Rate | None = Field(
+        None, description="Default: 1 % of the initial one, reached by cosine annealing."
+    )
     optimizer: Optimizer | None = Field(None, description="Default: that of [train], else adam.")
     weight_decay: Decay | None = Field(None, description="Default: that of [train], else 0.")
     learned_amax: bool = Field(False, description="Train the activation ranges too (LSQ).")
@@ -203,7 +215,9 @@ class FinetuneSection(Section):
 class ExportSection(Section):
     """[export]: the ONNX files."""
 
-    opset: int = Field(20, ge=19, le=20, description="19 for old parsers; INT8 MaxPool and FP16 Q/DQ leave no other choice.")
+    opset: int = Field(
+        20, ge=19, le=20, description="19 for old parsers; INT8 MaxPool and FP16 Q/DQ leave no other choice."
+    )
 
 
 class BatchProfile(Section):
@@ -225,7 +239,9 @@ class BuildEngineSection(Section):
 
     runtime: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"
     batch: BatchProfile = BatchProfile()
-    compute_capability: str | None = Field(None, pattern=r"^\d+\.\d+$", description="tensorrt-rtx target GPU, such as 8.9; default: this GPU, else 8.9.")
+    compute_capability: str | None = Field(
+        None, pattern=r"^\d+\.\d+$", description="tensorrt-rtx target GPU, such as 8.9; default: this GPU, else 8.9."
+    )
     workspace_mb: Positive | None = Field(None, description="Memory that tactics may use, in MiB.")
     optimization_level: int | None = Field(None, ge=0, le=5)
     tf32: bool = Field(True, description="Let FP32 layers use TF32.")
@@ -298,7 +314,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomli.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError("no such config file", where=str(path), fix="check the path, or write one with `masert init`") from None
+        raise UsageError(
+            "no such config file", where=str(path), fix="check the path, or write one with `masert init`"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the config: {error}", where=str(path)) from error
     except tomli.TOMLDecodeError as error:
@@ -310,7 +328,9 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) < 2 or not all(parts):
-        raise UsageError(f"'{override}' is not section.key=value", where="--set", fix="for example --set data.batch_size=32")
+        raise UsageError(
+            f"'{override}' is not section.key=value", where="--set", fix="for example --set data.batch_size=32"
+        )
     try:
         value = tomli.loads(f"value = {text}")["value"]
     except tomli.TOMLDecodeError:

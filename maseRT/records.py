@@ -17,7 +17,18 @@ from typing import Any
 from maseRT.errors import StepError
 from maseRT.workspace import Workspace, write_json
 
-DEPENDENCIES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "lightning-fabric", "torchmetrics")
+DEPENDENCIES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+    "lightning-fabric",
+    "torchmetrics",
+)
 
 
 def sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        try:
+        with suppress(OSError):  # when the parent is no directory there is nothing to clean
             temporary.unlink(missing_ok=True)
-        except OSError:  # the parent is no directory: there is nothing to clean
-            pass
 
 
 def write_text(path: Path, text: str) -> None:

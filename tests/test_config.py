@@ -37,7 +37,9 @@ def problems(path: Path, *overrides: str) -> tuple[str, ...]:
 
 
 def test_sections_are_typed_and_frozen(write):
-    config = load_config(write(GOOD + '[quantize]\nprecision = "fp16"\n[export]\n[build-engine]\nbatch = { opt = 8, max = 8 }'))
+    config = load_config(
+        write(GOOD + '[quantize]\nprecision = "fp16"\n[export]\n[build-engine]\nbatch = { opt = 8, max = 8 }')
+    )
     assert config.quantize.precision is Precision.FP16
     assert config.build_engine.batch.opt == 8
     with pytest.raises(ValueError, match="frozen"):

@@ -26,8 +26,8 @@ from maseRT.records import dependency_versions
 from maseRT.report import Row, report_json, report_markdown, table
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Session
-from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild, set_up
-from maseRT.steps.table import Context, StepResult, final_checkpoint, final_plan, made_by
+from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up
+from maseRT.steps.table import Context, StepResult, final_checkpoint, final_plan
 from maseRT.workspace import read_json, write_json, write_text
 
 
@@ -142,10 +142,7 @@ def _float_module(context: Context) -> nn.Module:
 
 
 def _quantized_module(context: Context) -> nn.Module:
-    workspace = context.workspace
-    checkpoint = final_checkpoint(context.config, workspace)
-    plan = final_plan(context.config, workspace)
-    return rebuild(context, set_up(context), plan, checkpoint, made_by=made_by(workspace)[checkpoint])[0]
+    return rebuild_final(context, set_up(context))[0]
 
 
 def _float_bytes(context: Context) -> int:

@@ -83,9 +83,7 @@ def run(context: Context) -> StepResult:
 
 def _observe(context: Context, setting: Setting, model: nn.Module, section: CalibrateSection) -> dict[str, Histogram]:
     data = context.config.data
-    subset = calibration_subset(
-        setting.splits, samples=section.batches * data.batch_size, seed=context.config.run.seed
-    )
+    subset = calibration_subset(setting.splits, samples=section.batches * data.batch_size, seed=context.config.run.seed)
     batches = loader(subset, batch_size=data.batch_size)
     with observe(model) as histograms:
         for inputs, _ in context.reporter.track(batches, description="calibrate", total=len(batches)):

@@ -17,7 +17,7 @@ from maseRT.models import Checkpoint, build_model, check_model, load_checkpoint,
 from maseRT.plan import Plan
 from maseRT.quant import quantize_model
 from maseRT.records import sha256
-from maseRT.steps.table import Context, trains
+from maseRT.steps.table import Context, final_checkpoint, final_plan, producers, trains
 from maseRT.workspace import read_json
 
 
@@ -75,7 +75,7 @@ def user_checkpoint(context: Context) -> Checkpoint | None:
 
 
 def load_float_weights(context: Context, model: nn.Module) -> None:
-    """Fill a float model with the run's baseline: trained here, a user's checkpoint, or random where that is allowed."""
+    """Fill a float model with the baseline: trained here, a user's checkpoint, or random where that is allowed."""
     checkpoint = user_checkpoint(context)
     if checkpoint is not None:
         load_weights(model, checkpoint, where=str(context.config.model.checkpoint))
@@ -110,12 +110,21 @@ def load_quantized(path: Path, model: nn.Module, plan: Path, *, made_by: str) ->
     model.load_state_dict(state)
 
 
-def rebuild(context: Context, setting: Setting, plan_path: Path, checkpoint: Path, *, made_by: str) -> tuple[nn.Module, Plan]:
-    """Return the fake-quantized model of a plan and a checkpoint, in eval mode."""
-    plan = load_plan(plan_path, made_by="calibrate" if plan_path == context.workspace.final_plan else "quantize")
+def rebuild(
+    context: Context, setting: Setting, plan_path: Path, checkpoint: Path, *, made_by: str
+) -> tuple[nn.Module, Plan]:
+    """Return the fake-quantized model of a plan and a checkpoint, in eval mode. The setting's model becomes it."""
+    plan = load_plan(plan_path, made_by=producers(context.workspace)[plan_path])
     model = quantize_model(setting.model, plan)
     load_quantized(checkpoint, model, plan_path, made_by=made_by)
     return model.eval(), plan
+
+
+def rebuild_final(context: Context, setting: Setting) -> tuple[nn.Module, Plan]:
+    """Return the model that is exported, in eval mode. The setting's model becomes it."""
+    checkpoint = final_checkpoint(context.config, context.workspace)
+    plan_path = final_plan(context.config, context.workspace)
+    return rebuild(context, setting, plan_path, checkpoint, made_by=producers(context.workspace)[checkpoint])
 
 
 def validate(context: Context, setting: Setting, model: nn.Module) -> Metrics:

@@ -67,7 +67,10 @@ def schedule_from(config: Config, checkpoint: Checkpoint | None) -> Schedule:
     rate = train.learning_rate if train else checkpoint.learning_rate if checkpoint else None
     wanting = [
         name
-        for name, given in (("epochs", section.epochs or epochs), ("initial_learning_rate", section.initial_learning_rate or rate))
+        for name, given in (
+            ("epochs", section.epochs or epochs),
+            ("initial_learning_rate", section.initial_learning_rate or rate),
+        )
         if given is None
     ]
     if wanting:
@@ -83,8 +86,12 @@ def schedule_from(config: Config, checkpoint: Checkpoint | None) -> Schedule:
         initial_learning_rate=initial,
         final_learning_rate=section.final_learning_rate or initial * 0.01,
         optimizer=section.optimizer or (train.optimizer if train else "adam"),
-        weight_decay=section.weight_decay if section.weight_decay is not None else (train.weight_decay if train else 0.0),
-        why="[finetune]" if section.epochs and section.initial_learning_rate else f"10 % of the epochs, 1 % of the rate of {source}",
+        weight_decay=section.weight_decay
+        if section.weight_decay is not None
+        else (train.weight_decay if train else 0.0),
+        why="[finetune]"
+        if section.epochs and section.initial_learning_rate
+        else f"10 % of the epochs, 1 % of the rate of {source}",
     )
 
 
@@ -95,9 +102,7 @@ def run(context: Context) -> StepResult:
     if section is None:
         raise UsageError("the config has no [finetune] section")
     setting = set_up(context)
-    model, plan = rebuild(
-        context, setting, workspace.final_plan, workspace.calibrated_checkpoint, made_by="calibrate"
-    )
+    model, plan = rebuild(context, setting, workspace.final_plan, workspace.calibrated_checkpoint, made_by="calibrate")
     if not plan.has_int8:
         return _nothing_to_do(context)
     schedule = schedule_from(context.config, user_checkpoint(context))
@@ -221,7 +226,8 @@ def _choose(context: Context, history: list[Epoch], schedule: Schedule, stopped:
     before, after = history[0].validation.accuracy, best.validation.accuracy
     kept = f"epoch {best.epoch} is best" if best.epoch else "no epoch was better: the calibrated model is kept"
     return StepResult(
-        headline=f"{kept}: validation accuracy {before:.2%} -> {after:.2%}" + (f"; stopped, {stopped}" if stopped else ""),
+        headline=f"{kept}: validation accuracy {before:.2%} -> {after:.2%}"
+        + (f"; stopped, {stopped}" if stopped else ""),
         outputs=[
             *(workspace.epoch_checkpoint(epoch.epoch) for epoch in history[1:]),
             workspace.best_checkpoint,

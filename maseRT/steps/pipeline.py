@@ -29,7 +29,7 @@ from maseRT.records import (
     source_hash,
     why_stale,
 )
-from maseRT.steps.table import STEPS, Context, Step, StepResult, made_by
+from maseRT.steps.table import STEPS, Context, Step, StepResult, producers
 from maseRT.workspace import Workspace, write_json
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Run:
             outputs = tuple(self.workspace.root / name for name in record.outputs)
             headline = "nothing changed, skipped"
             return Outcome(step.name, "cached", "", record.seconds, headline, record.summary, outputs)
-        check_inputs(self.workspace, inputs, made_by(self.workspace), config=str(self.config_path))
+        check_inputs(self.workspace, inputs, producers(self.workspace), config=str(self.config_path))
         log.info("%s: runs (%s)", step.name, why)
         key = self._key(step)
         # From here on the old result no longer counts: a killed step must not look complete.
@@ -194,7 +194,7 @@ class Run:
         keys = {}
         for path in step.inputs(self.config, self.workspace):
             name = str(path.relative_to(self.workspace.root))
-            record = read_record(self.workspace, made_by(self.workspace)[path])
+            record = read_record(self.workspace, producers(self.workspace)[path])
             known = record.outputs.get(name) if record else None
             if known and known.holds(path):
                 keys[f"file.{name}"] = known.sha256
@@ -251,7 +251,9 @@ def _is_environment(name: str) -> bool:
 def _not_wanted(step: Step, config: Config, path: Path) -> UsageError:
     if step.name == "train" and config.model.checkpoint is not None:
         return UsageError(
-            "nothing to train: [model] checkpoint gives the weights", where=str(path), fix="leave out train, or remove checkpoint"
+            "nothing to train: [model] checkpoint gives the weights",
+            where=str(path),
+            fix="leave out train, or remove checkpoint",
         )
     return UsageError(f"the config has no [{step.heading}] section", where=str(path), fix=f"add [{step.heading}] to it")
 

@@ -26,7 +26,11 @@ def run(context: Context) -> StepResult:
     return StepResult(
         headline=", ".join(f"{count} layers {precision}" for precision, count in sorted(counts.items())),
         outputs=[workspace.plan, workspace.quantized_checkpoint],
-        summary={"layers": dict(sorted(counts.items())), "folded_batchnorms": len(plan.folds), "notes": list(plan.notes)},
+        summary={
+            "layers": dict(sorted(counts.items())),
+            "folded_batchnorms": len(plan.folds),
+            "notes": list(plan.notes),
+        },
         table=[
             ("layer", "type", "precision", "why"),
             *((layer.name, layer.type, str(layer.precision), layer.reason) for layer in plan.layers),

@@ -89,7 +89,7 @@ class Step:
 
 
 def trains(config: Config) -> bool:
-    """Tell whether the float baseline is trained here; with a checkpoint, [train] only describes how that was trained."""
+    """Tell whether the baseline is trained here; with a checkpoint, [train] only says how that was trained."""
     return config.train is not None and config.model.checkpoint is None
 
 
@@ -167,7 +167,7 @@ def get_step(name: str) -> Step:
     return STEPS[name]
 
 
-def made_by(workspace: Workspace) -> dict[Path, str]:
+def producers(workspace: Workspace) -> dict[Path, str]:
     """Return which step makes each file that another step reads."""
     return {
         workspace.float_checkpoint: "train",
