@@ -118,7 +118,7 @@ def test_the_first_bins_of_a_channel_reach_its_maximum() -> None:
 
 
 def test_a_channel_axis_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(StepError, match="fc.weight: shape .* 5 channels on axis 0"):
+    with pytest.raises(StepError, match=r"fc.weight: shape .* 5 channels on axis 0"):
         Histogram(QuantSpec(axis=0), channels=5).collect(torch.ones(4, 3), where="fc.weight")
     with pytest.raises(ValueError, match="channels"):
         Histogram(QuantSpec(axis=0))
