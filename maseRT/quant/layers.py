@@ -6,39 +6,31 @@ stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from maseRT.errors import StepError, UsageError
 from maseRT.precision import QuantSpec
+from maseRT.quant import pooling
+from maseRT.quant.attention import QuantMultiheadAttention, attention_operands
+from maseRT.quant.convolution import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose1d,
+    QuantConvTranspose2d,
+    QuantConvTranspose3d,
+    QuantLinear,
+    transposed,
+    weighted,
+)
+from maseRT.quant.lstm import QuantLSTM, QuantLSTMCell, lstm_cell_operands, lstm_operands
+from maseRT.quant.operand import Operand, weight_operand
 from maseRT.quant.quantizer import SUFFIX, Quantizer
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One tensor of a layer that is quantized.
-
-    Attributes:
-        name: the end of its amax name: `input`, `weight_ih_l0`; the quantizer is the layer's `<name>_quantizer`.
-        role: an input is an activation with one scale; a weight is a parameter.
-        parameter: the weight's path below the layer, such as `out_proj.weight`; empty for an input.
-        axis: the channel axis of a weight that has a scale of its own per channel.
-    """
-
-    name: str
-    role: Literal["input", "weight"]
-    parameter: str = ""
-    axis: int | None = None
-
-    @property
-    def spec(self) -> QuantSpec:
-        """The spec that this operand has when a plan says nothing else."""
-        return QuantSpec(axis=self.axis)
 
 
 @dataclass(frozen=True)
@@ -48,125 +40,117 @@ class LayerKind:
     Attributes:
         twin: the class that a layer of this type takes on.
         operands: the quantized tensors of a given layer, inputs first.
-        refusal: why this very layer cannot be quantized, or None.
     """
 
     twin: type[nn.Module]
     operands: Callable[[nn.Module], tuple[Operand, ...]]
-    refusal: Callable[[nn.Module], str | None] = lambda layer: None
-
-
-class QuantLinear(nn.Linear):
-    """Linear with quantized input and weight."""
-
-    input_quantizer: Quantizer
-    weight_quantizer: Quantizer
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
-
-
-class _QuantConv(nn.modules.conv._ConvNd):
-    """Convolution with quantized input and weight; padding comes first, so that Q/DQ stands next to the convolution."""
-
-    input_quantizer: Quantizer
-    weight_quantizer: Quantizer
-    functional: ClassVar[Callable[..., Tensor]]
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[N, in, ...] or [in, ...] -> [N, out, ...] or [out, ...]."""
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        weight = self.weight_quantizer(self.weight)
-        quantized = self.input_quantizer(input)
-        return type(self).functional(quantized, weight, self.bias, self.stride, padding, self.dilation, self.groups)
-
-
-class QuantConv1d(_QuantConv, nn.Conv1d):
-    """Conv1d with quantized input and weight."""
-
-    functional = staticmethod(F.conv1d)
-
-
-class QuantConv2d(_QuantConv, nn.Conv2d):
-    """Conv2d with quantized input and weight."""
-
-    functional = staticmethod(F.conv2d)
-
-
-class QuantConv3d(_QuantConv, nn.Conv3d):
-    """Conv3d with quantized input and weight."""
-
-    functional = staticmethod(F.conv3d)
-
-
-def _weighted(axis: int) -> Callable[[nn.Module], tuple[Operand, ...]]:
-    operands = (Operand("input", "input"), Operand("weight", "weight", "weight", axis))
-    return lambda layer: operands
 
 
 LAYERS: dict[type[nn.Module], LayerKind] = {
-    nn.Linear: LayerKind(QuantLinear, _weighted(0)),
-    nn.Conv1d: LayerKind(QuantConv1d, _weighted(0)),
-    nn.Conv2d: LayerKind(QuantConv2d, _weighted(0)),
-    nn.Conv3d: LayerKind(QuantConv3d, _weighted(0)),
+    nn.Linear: LayerKind(QuantLinear, weighted),
+    nn.Conv1d: LayerKind(QuantConv1d, weighted),
+    nn.Conv2d: LayerKind(QuantConv2d, weighted),
+    nn.Conv3d: LayerKind(QuantConv3d, weighted),
+    nn.ConvTranspose1d: LayerKind(QuantConvTranspose1d, transposed),
+    nn.ConvTranspose2d: LayerKind(QuantConvTranspose2d, transposed),
+    nn.ConvTranspose3d: LayerKind(QuantConvTranspose3d, transposed),
+    nn.MaxPool1d: LayerKind(pooling.QuantMaxPool1d, pooling.pooled),
+    nn.MaxPool2d: LayerKind(pooling.QuantMaxPool2d, pooling.pooled),
+    nn.MaxPool3d: LayerKind(pooling.QuantMaxPool3d, pooling.pooled),
+    nn.AvgPool1d: LayerKind(pooling.QuantAvgPool1d, pooling.pooled),
+    nn.AvgPool2d: LayerKind(pooling.QuantAvgPool2d, pooling.pooled),
+    nn.AvgPool3d: LayerKind(pooling.QuantAvgPool3d, pooling.pooled),
+    nn.AdaptiveMaxPool1d: LayerKind(pooling.QuantAdaptiveMaxPool1d, pooling.pooled),
+    nn.AdaptiveMaxPool2d: LayerKind(pooling.QuantAdaptiveMaxPool2d, pooling.pooled),
+    nn.AdaptiveMaxPool3d: LayerKind(pooling.QuantAdaptiveMaxPool3d, pooling.pooled),
+    nn.AdaptiveAvgPool1d: LayerKind(pooling.QuantAdaptiveAvgPool1d, pooling.pooled),
+    nn.AdaptiveAvgPool2d: LayerKind(pooling.QuantAdaptiveAvgPool2d, pooling.pooled),
+    nn.AdaptiveAvgPool3d: LayerKind(pooling.QuantAdaptiveAvgPool3d, pooling.pooled),
+    nn.LSTM: LayerKind(QuantLSTM, lstm_operands),
+    nn.LSTMCell: LayerKind(QuantLSTMCell, lstm_cell_operands),
+    nn.MultiheadAttention: LayerKind(QuantMultiheadAttention, attention_operands),
 }
+"""Every layer type that can be quantized; an entry holds for exactly its type, not for subclasses."""
 
 
 def register(
     layer: type[nn.Module],
     twin: type[nn.Module],
     *,
-    inputs: tuple[str, ...] = ("input",),
+    inputs: Sequence[str] = ("input",),
     weights: Mapping[str, int | None] | None = None,
 ) -> None:
     """Add a layer type of your own to the table.
 
     Args:
         layer: the float layer.
-        twin: a subclass of it whose forward calls `self.<name>_quantizer` on each operand.
-        inputs: names of the quantized activations.
-        weights: quantized parameters and their channel axis (None: one scale), such as {"weight": 0}.
+        twin: a subclass of it whose forward passes each operand through `self.<name>_quantizer`. It gets no
+            constructor of its own: layers turn into twins by changing their class.
+        inputs: names of the quantized activations, one scale each.
+        weights: the quantized parameters, each with the axis of its output channels, or None for a single scale.
 
     Raises:
-        UsageError: the twin is no subclass of the layer, or the type is in the table already.
+        UsageError: the twin is not a subclass of the layer, or the type is in the table already.
     """
-    if not issubclass(twin, layer) or twin is layer:
-        raise UsageError(f"{twin.__name__} is no subclass of {layer.__name__}", where="quant.register")
+    if not (isinstance(twin, type) and issubclass(twin, layer)) or twin is layer:
+        raise UsageError(f"{twin} is not a subclass of {layer.__name__}", where="quant.register")
     if layer in LAYERS:
         raise UsageError(f"{layer.__name__} is in the table already", where="quant.register")
-    operands = tuple(Operand(name, "input") for name in inputs)
-    operands += tuple(Operand(path.replace(".", "_"), "weight", path, axis) for path, axis in (weights or {}).items())
-    LAYERS[layer] = LayerKind(twin, lambda module: operands)
+    operands = (*map(Operand, inputs), *(weight_operand(path, axis) for path, axis in (weights or {}).items()))
+    LAYERS[layer] = LayerKind(twin, lambda layer: operands)
+
+
+def operands(layer: nn.Module) -> tuple[Operand, ...]:
+    """Return the tensors of a layer that are quantized, inputs first.
+
+    Raises:
+        StepError: the layer's type is not in the table.
+    """
+    kind = LAYERS.get(type(layer))
+    if kind is None:
+        raise StepError(_unknown(layer), where=type(layer).__name__)
+    return kind.operands(layer)
+
+
+def default_specs(layer: nn.Module) -> tuple[QuantSpec | None, QuantSpec | None]:
+    """Return how a layer's inputs and its weights are quantized by default; None where it has none."""
+    by_role = {role: [o.spec for o in operands(layer) if o.role == role] for role in ("input", "weight")}
+    return next(iter(by_role["input"]), None), next(iter(by_role["weight"]), None)
 
 
 def refusal(layer: nn.Module) -> str | None:
     """Say why a layer cannot be quantized, or None when it can."""
     kind = LAYERS.get(type(layer))
     if kind is None:
-        table = ", ".join(sorted(known.__name__ for known in LAYERS))
-        return f"{type(layer).__name__} is not in the table of quantized layers ({table})"
-    reason = kind.refusal(layer)
-    if reason is not None:
-        return reason
-    for operand in kind.operands(layer):
-        if operand.role == "weight":
-            reason = _weight_refusal(layer.get_parameter(operand.parameter), operand)
-            if reason is not None:
-                return reason
-    return None
+        return _unknown(layer)
+    reasons = (_weight_refusal(layer, operand) for operand in kind.operands(layer) if operand.role == "weight")
+    return next((reason for reason in reasons if reason is not None), None)
 
 
-def _weight_refusal(weight: Tensor, operand: Operand) -> str | None:
-    if isinstance(weight, nn.parameter.UninitializedParameter):
-        return f"{operand.parameter} has no shape yet: run the lazy layer once"
+def _unknown(layer: nn.Module) -> str:
+    if is_parametrized(layer):
+        return "its parameters are parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
+    base = next((base for base in type(layer).__mro__ if base in LAYERS), None)
+    if base is not None:
+        return f"{type(layer).__name__} is a {base.__name__} with code of its own: add a twin with quant.register"
+    table = ", ".join(sorted(known.__name__ for known in LAYERS))
+    return f"{type(layer).__name__} is not in the table of quantized layers ({table})"
+
+
+def _weight_refusal(layer: nn.Module, operand: Operand) -> str | None:
+    path = operand.parameter
+    try:
+        weight = layer.get_parameter(path)
+    except AttributeError:
+        return f"{path} is not a parameter: undo weight_norm, spectral_norm or pruning first"
+    if isinstance(weight, UninitializedParameter):
+        return f"{path} has no shape yet: run the lazy layer once"
     if not weight.is_floating_point():
-        return f"{operand.parameter} is {weight.dtype}, not a float"
+        return f"{path} is {weight.dtype}, not a real float"
     if weight.numel() == 0:
-        return f"{operand.parameter} is empty: shape {tuple(weight.shape)}"
+        return f"{path} is empty: its shape is {tuple(weight.shape)}"
+    if operand.axis is not None and not 0 <= operand.axis < weight.dim():
+        return f"{path} of shape {tuple(weight.shape)} has no axis {operand.axis}"
     return None
 
 
@@ -178,34 +162,31 @@ def quantize_layer(
     Args:
         layer: a module whose type is in the table.
         name: the layer's name in its model, for messages.
-        input: spec of its activations; None leaves them float.
-        weight: spec of its weights; None leaves them float. An axis that is given replaces the table's.
+        input: how its activations are quantized; None leaves them float.
+        weight: how its weights are quantized; None leaves them float. An axis asks for one scale per output channel;
+            which axis that is, the table says.
 
     Raises:
-        StepError: the layer cannot be quantized; the reason is in the message.
+        StepError: the layer cannot be quantized; the message holds the reason.
     """
+    where = name or type(layer).__name__
     reason = refusal(layer)
     if reason is not None:
-        raise StepError(f"cannot be quantized: {reason}", where=name or type(layer).__name__)
-    kind = LAYERS[type(layer)]
-    made: dict[str, Quantizer] = {}
-    for operand in kind.operands(layer):
+        raise StepError(f"cannot be quantized: {reason}", where=where, fix="leave it float with a rule")
+    if input is not None and input.axis is not None:
+        raise StepError("an activation has one scale per tensor, not one per channel", where=where)
+    made: dict[str, Quantizer | nn.Identity] = {}
+    for operand in operands(layer):
         spec = input if operand.role == "input" else weight
-        if spec is None:
-            layer.add_module(operand.name + SUFFIX, nn.Identity())
-            continue
-        quantizer = Quantizer(spec, _channels(layer, operand, spec))
-        quantizer.name = f"{name}.{operand.name}" if name else operand.name
-        quantizer.to(next((p.device for p in layer.parameters()), torch.device("cpu")))
-        layer.add_module(operand.name + SUFFIX, quantizer)
-        made[operand.name] = quantizer
-    layer.__class__ = kind.twin
-    return made
+        made[operand.name] = nn.Identity() if spec is None else _quantizer(layer, operand, operand.resolve(spec))
+    device = next((p.device for p in layer.parameters()), None)
+    layer.__class__ = LAYERS[type(layer)].twin
+    for operand_name, quantizer in made.items():
+        layer.add_module(operand_name + SUFFIX, quantizer if device is None else quantizer.to(device))
+        if isinstance(quantizer, Quantizer):
+            quantizer.name = f"{name}.{operand_name}" if name else operand_name
+    return {key: quantizer for key, quantizer in made.items() if isinstance(quantizer, Quantizer)}
 
 
-def _channels(layer: nn.Module, operand: Operand, spec: QuantSpec) -> int | None:
-    if spec.axis is None:
-        return None
-    if operand.role == "input":
-        raise StepError("an activation has one scale per tensor, not one per channel", where=operand.name)
-    return int(layer.get_parameter(operand.parameter).shape[spec.axis])
+def _quantizer(layer: nn.Module, operand: Operand, spec: QuantSpec) -> Quantizer:
+    return Quantizer(spec, operand.channels(layer, spec))

@@ -93,6 +93,11 @@ class Quantizer(nn.Module):
             del self.amax
             self.amax = nn.Parameter(value)
 
+    def observe(self, x: Tensor) -> None:
+        """Show x to the observer, if there is one."""
+        if self.observer is not None:
+            self.observer(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x, of any shape, on the grid of the integers, in its own dtype."""
         if self.observer is not None:
@@ -172,6 +177,11 @@ def _along(axis: int | None, scale: Tensor, x: Tensor) -> Tensor:
 def quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """Return every quantizer by its module name, such as `layer1.0.conv1.input_quantizer`; shared ones once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Quantizer)}
+
+
+def any_active(layer: nn.Module) -> bool:
+    """Say whether one of a layer's own quantizers looks at its tensor or changes it."""
+    return any(isinstance(child, Quantizer) and child.active for child in layer.children())
 
 
 def amax_name(quantizer_name: str) -> str:

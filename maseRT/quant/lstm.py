@@ -1,0 +1,149 @@
+"""Twins of LSTM and LSTMCell: every matrix product takes quantized operands; gates and cell state stay float.
+
+Quantized, an LSTM is written out step by step, so its exported sequence length is fixed and its graph grows with it.
+With all its quantizers off it is the float layer, one node in an exported graph.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from maseRT.errors import StepError
+from maseRT.quant.operand import Operand, weight_operand
+from maseRT.quant.quantizer import SUFFIX, Quantizer, any_active
+
+State = tuple[Tensor, Tensor]
+
+
+def _cell(gates: Tensor, c: Tensor) -> State:
+    """[N, 4H] and [N, H] -> the output before its projection and the cell state, [N, H] each."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+class QuantLSTMCell(nn.LSTMCell):
+    """LSTMCell with quantized input, hidden state and weights."""
+
+    input_quantizer: Quantizer | nn.Identity
+    hidden_quantizer: Quantizer | nn.Identity
+    weight_ih_quantizer: Quantizer | nn.Identity
+    weight_hh_quantizer: Quantizer | nn.Identity
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """[N, in] or [in], and the state [N, H] or [H] -> the next state."""
+        if not any_active(self):
+            return super().forward(input, hx)
+        if hx is None:
+            hx = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * 2
+        x, h = self.input_quantizer(input), self.hidden_quantizer(hx[0])
+        w_ih, w_hh = self.weight_ih_quantizer(self.weight_ih), self.weight_hh_quantizer(self.weight_hh)
+        return _cell(F.linear(x, w_ih, self.bias_ih) + F.linear(h, w_hh, self.bias_hh), hx[1])
+
+
+class QuantLSTM(nn.LSTM):
+    """LSTM with quantized inputs, hidden states and weights in every layer and direction."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Run over [T, N, in], [N, T, in] with batch_first, or [T, in] unbatched.
+
+        Raises:
+            StepError: the input is a PackedSequence.
+        """
+        if not any_active(self):
+            return cast(tuple[Tensor, State], super().forward(input, hx))
+        if isinstance(input, PackedSequence):
+            raise StepError(
+                "a quantized LSTM takes no PackedSequence",
+                where=_name_of(self),
+                fix='pad the sequences, or keep the layer float: { type = "LSTM", precision = "fp16" }',
+            )
+        batched = input.dim() == 3
+        x = input if batched else input.unsqueeze(0 if self.batch_first else 1)
+        if hx is not None and not batched:
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        if hx is None:
+            hx = self._zeros(x)
+        self.check_forward_args(x, hx, None)
+        output, (h, c) = self._layers(x.transpose(0, 1) if self.batch_first else x, hx)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not batched:
+            return output.squeeze(0 if self.batch_first else 1), (h.squeeze(1), c.squeeze(1))
+        return output, (h, c)
+
+    def _zeros(self, x: Tensor) -> State:
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        batch = x.shape[0 if self.batch_first else 1]
+        return x.new_zeros(count, batch, self.proj_size or self.hidden_size), x.new_zeros(
+            count, batch, self.hidden_size
+        )
+
+    def _layers(self, x: Tensor, hx: State) -> tuple[Tensor, State]:
+        """[T, N, in] -> [T, N, out] and the last states [layers * directions, N, ...]."""
+        last: list[State] = []
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout > 0:
+                x = F.dropout(x, self.dropout, self.training)
+            quantized = self._quantize(f"input_l{layer}", x)
+            outputs = []
+            for suffix in _suffixes(self, layer):
+                output, state = self._direction(quantized, suffix, hx[0][len(last)], hx[1][len(last)])
+                outputs.append(output)
+                last.append(state)
+            x = torch.cat(outputs, dim=-1)
+        return x, (torch.stack([h for h, _ in last]), torch.stack([c for _, c in last]))
+
+    def _direction(self, x: Tensor, suffix: str, h: Tensor, c: Tensor) -> tuple[Tensor, State]:
+        bias = self._parameter(f"bias_ih{suffix}") + self._parameter(f"bias_hh{suffix}") if self.bias else None
+        from_input = F.linear(x, self._weight(f"weight_ih{suffix}"), bias)
+        from_hidden = self._weight(f"weight_hh{suffix}").t()
+        projection = self._weight(f"weight_hr{suffix}").t() if self.proj_size else None
+        outputs: list[Tensor] = []
+        backwards = suffix.endswith("_reverse")
+        for gates in reversed(from_input.unbind(0)) if backwards else from_input.unbind(0):
+            h, c = _cell(gates + self._quantize(f"hidden{suffix}", h) @ from_hidden, c)
+            if projection is not None:
+                h = self._quantize(f"unprojected{suffix}", h) @ projection
+            outputs.append(h)
+        return torch.stack(outputs[::-1] if backwards else outputs), (h, c)
+
+    def _parameter(self, name: str) -> Tensor:
+        return cast(Tensor, getattr(self, name))
+
+    def _weight(self, name: str) -> Tensor:
+        return self._quantize(name, self._parameter(name))
+
+    def _quantize(self, name: str, x: Tensor) -> Tensor:
+        return cast(Tensor, getattr(self, name + SUFFIX)(x))
+
+
+def _suffixes(layer: nn.LSTM, index: int) -> tuple[str, ...]:
+    """Return the endings of the parameters of one layer of an LSTM, one per direction."""
+    return (f"_l{index}", f"_l{index}_reverse") if layer.bidirectional else (f"_l{index}",)
+
+
+def _name_of(layer: nn.LSTM) -> str:
+    return getattr(layer.input_l0_quantizer, "name", "").removesuffix(".input_l0") or "LSTM"
+
+
+def lstm_operands(layer: nn.Module) -> tuple[Operand, ...]:
+    """Return the operands of an LSTM: the weights are [4H, in], [4H, out] and, with proj_size, [proj, H]."""
+    lstm = cast(nn.LSTM, layer)
+    suffixes = [suffix for index in range(lstm.num_layers) for suffix in _suffixes(lstm, index)]
+    inputs = [f"input_l{index}" for index in range(lstm.num_layers)] + [f"hidden{suffix}" for suffix in suffixes]
+    weights = [f"weight_{kind}{suffix}" for suffix in suffixes for kind in ("ih", "hh")]
+    if lstm.proj_size:
+        inputs += [f"unprojected{suffix}" for suffix in suffixes]
+        weights += [f"weight_hr{suffix}" for suffix in suffixes]
+    return (*map(Operand, inputs), *map(weight_operand, weights))
+
+
+def lstm_cell_operands(layer: nn.Module) -> tuple[Operand, ...]:
+    """Return the operands of an LSTMCell: the weights are [4H, in] and [4H, H]."""
+    return Operand("input"), Operand("hidden"), weight_operand("weight_ih"), weight_operand("weight_hh")

@@ -1,0 +1,71 @@
+"""Twins of the pooling layers: a quantized input keeps a chain of INT8 layers together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from maseRT.quant.operand import Operand
+from maseRT.quant.quantizer import Quantizer
+
+
+class _QuantPool(nn.Module):
+    input_quantizer: Quantizer | nn.Identity
+
+    def forward(self, input: Tensor) -> Any:
+        """Pool the quantized input; the result is what the float layer returns, indices included."""
+        return super().forward(self.input_quantizer(input))
+
+
+class QuantMaxPool1d(_QuantPool, nn.MaxPool1d):
+    """MaxPool1d with quantized input."""
+
+
+class QuantMaxPool2d(_QuantPool, nn.MaxPool2d):
+    """MaxPool2d with quantized input."""
+
+
+class QuantMaxPool3d(_QuantPool, nn.MaxPool3d):
+    """MaxPool3d with quantized input."""
+
+
+class QuantAvgPool1d(_QuantPool, nn.AvgPool1d):
+    """AvgPool1d with quantized input."""
+
+
+class QuantAvgPool2d(_QuantPool, nn.AvgPool2d):
+    """AvgPool2d with quantized input."""
+
+
+class QuantAvgPool3d(_QuantPool, nn.AvgPool3d):
+    """AvgPool3d with quantized input."""
+
+
+class QuantAdaptiveMaxPool1d(_QuantPool, nn.AdaptiveMaxPool1d):
+    """AdaptiveMaxPool1d with quantized input."""
+
+
+class QuantAdaptiveMaxPool2d(_QuantPool, nn.AdaptiveMaxPool2d):
+    """AdaptiveMaxPool2d with quantized input."""
+
+
+class QuantAdaptiveMaxPool3d(_QuantPool, nn.AdaptiveMaxPool3d):
+    """AdaptiveMaxPool3d with quantized input."""
+
+
+class QuantAdaptiveAvgPool1d(_QuantPool, nn.AdaptiveAvgPool1d):
+    """AdaptiveAvgPool1d with quantized input."""
+
+
+class QuantAdaptiveAvgPool2d(_QuantPool, nn.AdaptiveAvgPool2d):
+    """AdaptiveAvgPool2d with quantized input."""
+
+
+class QuantAdaptiveAvgPool3d(_QuantPool, nn.AdaptiveAvgPool3d):
+    """AdaptiveAvgPool3d with quantized input."""
+
+
+def pooled(layer: nn.Module) -> tuple[Operand, ...]:
+    """Return the one operand of a pool."""
+    return (Operand("input"),)
