@@ -22,6 +22,7 @@ from maseRT.quant.calibrators import (
     amax_percentile,
 )
 from maseRT.quant.histogram import Bins, Histogram
+from maseRT.quant.sqnr import sqnr_db
 
 NAMES = ["max", "entropy", "mse", "percentile-99.9", "percentile-50"]
 
@@ -306,3 +307,20 @@ def test_names_that_are_no_methods_are_refused(name: str, message: str) -> None:
 def test_max_is_exact_beside_the_bins() -> None:
     x = torch.tensor([math.pi, -math.e])
     assert amax_max(histogram_of(x).bins()) == x.max()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_gpu_gives_what_the_cpu_gives(method: str, axis: int | None) -> None:
+    batches = [(torch.randn(80, 700) * scale).half() for scale in (1e-3, 1.0, 100.0)]
+    on_gpu = Histogram(QuantSpec(axis=axis), channels=None if axis is None else 80, device="cuda")
+    for batch in batches:
+        on_gpu.collect(batch.cuda())
+    on_cpu = histogram_of(*batches, axis=axis)
+    assert on_gpu.device.type == "cuda"
+    assert torch.equal(on_gpu.counts.cpu(), on_cpu.counts)
+    amax = amax_of(on_gpu, method)
+    assert amax.device.type == "cuda"
+    torch.testing.assert_close(amax.cpu(), amax_of(on_cpu, method), rtol=1e-6, atol=0)
+    assert sqnr_db(on_gpu, amax) == pytest.approx(sqnr_db(on_cpu, amax.cpu()))
