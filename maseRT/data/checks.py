@@ -13,6 +13,7 @@ from maseRT.data.splits import Splits
 from maseRT.errors import UsageError
 
 Labels = npt.NDArray[np.int64]
+_PROBES = 8
 
 
 def check_data(splits: Splits, *, outputs: int) -> None:
@@ -66,12 +67,12 @@ def labels_of(dataset: Dataset[Any]) -> Labels:
 
 
 def known_labels(dataset: Dataset[Any]) -> Labels | None:
-    """Return the labels that a data set holds, if its first and last sample agree with them; else None."""
+    """Return the labels that a data set holds, if a few samples from first to last agree with them; else None."""
     labels = held_labels(dataset)
     if labels is None or len(labels) != sample_count(dataset):
         return None
-    ends = {0, len(labels) - 1} if len(labels) else set()
-    return labels if all(int(labels[index]) == int(dataset[index][1]) for index in ends) else None
+    probes = np.linspace(0, len(labels) - 1, num=min(len(labels), _PROBES)).astype(int).tolist()
+    return labels if all(int(labels[index]) == int(dataset[index][1]) for index in probes) else None
 
 
 def held_labels(dataset: Any) -> Labels | None:
