@@ -74,15 +74,25 @@ def find_source(section: DataSection) -> Source:
 
 
 def data_path(section: DataSection) -> Path:
-    """Return [data] path with `~` expanded, which exists and is not an empty folder."""
+    """Return [data] path with `~` expanded.
+
+    Raises:
+        UsageError: no path is given, or it cannot be read.
+        MissingError: there is nothing at the path, or an empty folder.
+    """
     if section.path is None:
         fix = _PATH_HINTS.get(section.name, 'add path = "..."')
         raise UsageError(f"{section.name} is read from files, and no path is given", where="[data] path", fix=fix)
     path = section.path.expanduser()
-    if not path.exists():
-        raise MissingError("no such file or folder", where=f"[data] path = {path}", fix=_hint(section.name))
-    if path.is_dir() and not any(path.iterdir()):
-        raise MissingError("the folder is empty", where=f"[data] path = {path}", fix=_hint(section.name))
+    where = f"[data] path = {path}"
+    try:
+        path.stat()
+        if path.is_dir() and not any(path.iterdir()):
+            raise MissingError("the folder is empty", where=where, fix=_hint(section.name))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError("no such file or folder", where=where, fix=_hint(section.name)) from error
+    except OSError as error:
+        raise _unreadable(error, path) from error
     return path
 
 
@@ -165,12 +175,29 @@ def _classes_in(folder: Path, *, required: bool) -> dict[str, list[Path]]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Return the files below a folder, sorted, without hidden ones; linked folders are followed."""
-    found = []
-    for base, folders, names in os.walk(folder, followlinks=True):
+    """Return the files below a folder, sorted, without hidden ones; linked folders are followed.
+
+    Raises:
+        UsageError: a folder cannot be read, or is reached twice, so that its files would count twice.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
+        real = os.path.realpath(base)
+        if real in seen:
+            raise UsageError(f"a link leads to {real} a second time", where=base, fix="remove the link")
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(base, name) for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise _unreadable(error, error.filename) from error
+
+
+def _unreadable(error: OSError, path: Path | str) -> UsageError:
+    return UsageError(f"cannot be read: {error.strerror}", where=str(path), fix="check the path and its permissions")
 
 
 def _find_all(path: Path, *, folders: Sequence[str], wanted: Sequence[tuple[str, ...]], name: str) -> list[Path]:

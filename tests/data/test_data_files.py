@@ -149,3 +149,19 @@ def test_every_reader_of_the_table_exists(tmp_path):
             load_data(
                 DataSection(name=name, path=None if source.locate is None else tmp_path, batch_size=10**6), seed=0
             )
+
+
+def test_a_path_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        data_files(DataSection(name="npz", path=tmp_path / ("x" * 300)))
+
+
+def test_a_link_that_would_count_images_twice(tmp_path):
+    touch(tmp_path, "cats/a.png", "dogs/b.png")
+    (tmp_path / "eels").symlink_to(tmp_path / "cats")
+    section = DataSection(name="image-folder", path=tmp_path)
+    assert names(section, tmp_path) == ["cats/a.png", "dogs/b.png", "eels/a.png"]
+    (tmp_path / "dogs" / "again").symlink_to(tmp_path / "dogs")
+    with pytest.raises(UsageError, match=r"a link leads to .*dogs a second time") as caught:
+        data_files(section)
+    assert caught.value.where == str(tmp_path / "dogs" / "again")
