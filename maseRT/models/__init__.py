@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from maseRT.models.build import build_model
     from maseRT.models.check import check_model
     from maseRT.models.checkpoint import Checkpoint, load_checkpoint
-    from maseRT.models.weights import load_weights
+    from maseRT.models.weights import fit_names, load_weights
     from maseRT.models.zoo import ZOO, ZooEntry
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ZooEntry",
     "build_model",
     "check_model",
+    "fit_names",
     "load_checkpoint",
     "load_weights",
 ]
@@ -28,6 +29,7 @@ _HOMES = {
     "ZooEntry": "zoo",
     "build_model": "build",
     "check_model": "check",
+    "fit_names": "weights",
     "load_checkpoint": "checkpoint",
     "load_weights": "weights",
 }

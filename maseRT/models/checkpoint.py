@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ _NEVER_ADMITTED = (
     "sys",
     "types",
 )
+# How torch names a class that it meets while loading: not listed beforehand, or made by one that was (numpy's dtypes).
+_REFUSED = re.compile(r"(?:Unsupported global: GLOBAL |but got <class ')([\w.]+)")
 # The functions that rebuild a numpy scalar or array, which take nothing but data.
 _NUMPY_REBUILDERS = tuple(
     f"numpy.{core}.multiarray.{f}" for core in ("core", "_core") for f in ("scalar", "_reconstruct")
@@ -137,6 +140,12 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path, allow_globals: Sequence[str]) -> Any:
+    if _is_torchscript(path):
+        raise UsageError(
+            "is a TorchScript archive, not a checkpoint",
+            where=str(path),
+            fix="save the weights: torch.save(model.state_dict(), path)",
+        )
     with _admitted(allow_globals, path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -144,13 +153,15 @@ def _load_pickle(path: Path, allow_globals: Sequence[str]) -> Any:
             refused = _refused_globals(path, error)
             if refused:
                 raise _not_admitted(path, refused, allow_globals) from error
-            if "TorchScript" in str(error):
-                raise UsageError(
-                    "is a TorchScript archive, not a checkpoint",
-                    where=str(path),
-                    fix="save the weights: torch.save(model.state_dict(), path)",
-                ) from error
             raise _corrupt(path, error) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Say whether this is what torch.jit.save writes; torch.load would run it as such, with a warning."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 @contextmanager
@@ -195,10 +206,10 @@ def _refused_globals(path: Path, error: Exception) -> list[str]:
     if not isinstance(error, pickle.UnpicklingError):
         return []
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # the format before torch 1.6, where only the first name is known
-        _, found, rest = str(error).partition("Unsupported global: GLOBAL ")
-        return [rest.split()[0]] if found else []
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the format before torch 1.6 has no such listing
+        names = []
+    return names or _REFUSED.findall(str(error))[:1]
 
 
 def _not_admitted(path: Path, refused: list[str], allow_globals: Sequence[str]) -> UsageError:
@@ -212,11 +223,12 @@ def _not_admitted(path: Path, refused: list[str], allow_globals: Sequence[str]) 
 
 
 def _corrupt(path: Path, error: Exception) -> UsageError:
-    text = str(error).strip().splitlines()
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    lines = text.strip().splitlines()
     truncated = zipfile.is_zipfile(path) or _starts_as_zip(path)
     what = "is corrupt or truncated" if truncated or isinstance(error, EOFError) else "is no checkpoint, or corrupt"
     return UsageError(
-        f"{what} ({text[0] if text else type(error).__name__})", where=str(path), fix="save or copy the file again"
+        f"{what} ({lines[0] if lines else type(error).__name__})", where=str(path), fix="save or copy the file again"
     )
 
 

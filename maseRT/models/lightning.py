@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 _EPOCH_NAMES = ("max_epochs", "epochs", "num_epochs", "n_epochs")
@@ -23,8 +24,8 @@ def original_epochs(content: Mapping[str, Any]) -> int | None:
     fit loop's progress tells both apart.
     """
     asked = _find(content.get("hyper_parameters"), _EPOCH_NAMES)
-    if isinstance(asked, int) and asked > 0:
-        return asked
+    if isinstance(asked, Integral) and int(asked) > 0:
+        return int(asked)
     processed = _dig(content, "loops", "fit_loop", "epoch_progress", "current", "processed")
     if isinstance(processed, int) and processed > 0:
         return processed
@@ -48,7 +49,7 @@ def original_learning_rate(content: Mapping[str, Any]) -> float | None:
         None if schedulers else group.get("lr"),
     ]
     for candidate in candidates:
-        if isinstance(candidate, int | float) and candidate > 0:
+        if isinstance(candidate, Real) and float(candidate) > 0:
             return float(candidate)
     return None
 

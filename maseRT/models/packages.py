@@ -60,10 +60,11 @@ def _imported(package: str) -> Any:
         what = "is not installed" if missing == package else f"needs {missing}, which is not installed"
         raise MissingError(f"{package} {what}", where=_WHERE, fix=f"pip install {missing}") from error
     except Exception as error:
+        text = str(error).splitlines() or [type(error).__name__]
         raise MissingError(
-            f"{package} is installed but does not import: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"{package} is installed but does not import: {text[0]}",
             where=_WHERE,
-            fix=f"install the builds of {package} and torchvision that belong to torch {torch.__version__}",
+            fix=f"install the {package} (and torchvision, if it uses it) that belongs to torch {torch.__version__}",
         ) from error
 
 

@@ -10,36 +10,45 @@ from torch import Tensor, nn
 from maseRT.models.nets.shapes import sequence_shape
 
 
+class Steps(nn.Module):
+    """Inputs to sequences [N, steps, features]; the rows of images [N, C, H, W] are steps of C * W features."""
+
+    def __init__(self, *, images: bool, channels_first: bool) -> None:
+        super().__init__()
+        self.images = images
+        self.channels_first = channels_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N, steps, features]."""
+        if self.images:
+            return x.transpose(1, 2).flatten(2)
+        return x.transpose(1, 2) if self.channels_first else x
+
+
 class LSTMClassifier(nn.Module):
     """An LSTM over the steps and a Linear on its last hidden states."""
 
     def __init__(
         self,
+        steps: Steps,
         features: int,
         num_classes: int,
         *,
         width: int,
         depth: int,
         bidirectional: bool,
-        channels_first: bool,
         dropout: float,
     ) -> None:
         super().__init__()
-        self.channels_first = channels_first
+        self.steps = steps
         self.bidirectional = bidirectional
-        self.lstm = nn.LSTM(
-            features,
-            width,
-            num_layers=depth,
-            bidirectional=bidirectional,
-            batch_first=True,
-            dropout=dropout if depth > 1 else 0.0,
-        )
+        between = dropout if depth > 1 else 0.0
+        self.lstm = nn.LSTM(features, width, depth, bidirectional=bidirectional, batch_first=True, dropout=between)
         self.fc = nn.Linear(width * (2 if bidirectional else 1), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits [N, num_classes] of sequences [N, steps, features] or images [N, C, H, W]."""
-        _, (hidden, _) = self.lstm(steps_first(x, channels_first=self.channels_first))
+        """Return logits [N, num_classes]."""
+        _, (hidden, _) = self.lstm(self.steps(x))
         last = torch.cat([hidden[-2], hidden[-1]], dim=1) if self.bidirectional else hidden[-1]
         logits: Tensor = self.fc(last)
         return logits
@@ -48,9 +57,9 @@ class LSTMClassifier(nn.Module):
 class Conv1dClassifier(nn.Module):
     """Convolutions over the steps, each with BatchNorm and ReLU, the mean over the steps and a Linear."""
 
-    def __init__(self, features: int, num_classes: int, *, widths: tuple[int, ...], channels_first: bool) -> None:
+    def __init__(self, steps: Steps, features: int, num_classes: int, *, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.channels_first = channels_first
+        self.steps = steps
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((features, *widths)):
             layers += [nn.Conv1d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
@@ -59,18 +68,10 @@ class Conv1dClassifier(nn.Module):
         self.fc = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits [N, num_classes] of sequences [N, steps, features] or images [N, C, H, W]."""
-        if x.dim() == 4 or not self.channels_first:
-            x = steps_first(x, channels_first=False).transpose(1, 2)
-        logits: Tensor = self.fc(self.avgpool(self.features(x)).flatten(1))
+        """Return logits [N, num_classes]."""
+        features = self.features(self.steps(x).transpose(1, 2))
+        logits: Tensor = self.fc(self.avgpool(features).flatten(1))
         return logits
-
-
-def steps_first(x: Tensor, *, channels_first: bool) -> Tensor:
-    """Return sequences as [N, steps, features]; the rows of images [N, C, H, W] become steps of C * W features."""
-    if x.dim() == 4:
-        return x.transpose(1, 2).flatten(2)
-    return x.transpose(1, 2) if channels_first else x
 
 
 def lstm_classifier(
@@ -95,14 +96,9 @@ def lstm_classifier(
         dropout: between stacked layers, while training.
     """
     _, features = sequence_shape(input_shape, model="lstm-classifier", channels_first=channels_first)
+    steps = Steps(images=len(input_shape) == 3, channels_first=channels_first)
     return LSTMClassifier(
-        features,
-        num_classes,
-        width=width,
-        depth=depth,
-        bidirectional=bidirectional,
-        channels_first=channels_first,
-        dropout=dropout,
+        steps, features, num_classes, width=width, depth=depth, bidirectional=bidirectional, dropout=dropout
     )
 
 
@@ -122,4 +118,5 @@ def conv1d_classifier(
         channels_first: sequences are [features, steps].
     """
     _, features = sequence_shape(input_shape, model="conv1d-classifier", channels_first=channels_first)
-    return Conv1dClassifier(features, num_classes, widths=tuple(widths), channels_first=channels_first)
+    steps = Steps(images=len(input_shape) == 3, channels_first=channels_first)
+    return Conv1dClassifier(steps, features, num_classes, widths=tuple(widths))

@@ -1,0 +1,22 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a module into the working directory, and forgets everything imported during the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+
+    def _write(relative: str, text: str) -> Path:
+        path = tmp_path / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    yield _write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
