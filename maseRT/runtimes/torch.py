@@ -1,0 +1,164 @@
+"""The torch runtime: an nn.Module as it is, in eval and inference mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from maseRT.errors import MissingError
+from maseRT.hardware import cuda_index, why_no_torch_cuda
+from maseRT.runtimes.base import TensorSpec
+from maseRT.runtimes.feeds import check_feed, is_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import Tensor, nn
+
+INPUT, OUTPUT = "input", "output"
+
+
+class TorchRuntime:
+    """Runs an nn.Module that takes one tensor and gives one."""
+
+    name = "torch"
+
+    def missing(self) -> str | None:
+        """Return why torch cannot run here; None when it can."""
+        return None if find_spec("torch") else "torch is not installed: pip install torch"
+
+    def open(self, artifact: nn.Module, device: str = "cpu", *, dtype: str = "float32") -> TorchSession:
+        """Open a module.
+
+        It is put into eval mode and moved to the device for the session's life; both are undone when it ends.
+
+        Args:
+            artifact: takes one tensor and gives one.
+            device: "cpu" or "cuda:N".
+            dtype: of its input and output.
+
+        Raises:
+            MissingError: torch cannot use this device here.
+        """
+        reason = why_no_torch_cuda(cuda_index(device)) if device != "cpu" else None
+        if reason:
+            raise MissingError(reason, where=f"device {device}", fix='use device "cpu"')
+        return TorchSession(artifact, device, dtype)
+
+
+class TorchSession:
+    """An nn.Module in eval mode on a device."""
+
+    def __init__(self, module: nn.Module, device: str, dtype: str) -> None:
+        self.inputs = (TensorSpec(INPUT, dtype, None),)
+        self.outputs = (TensorSpec(OUTPUT, dtype, None),)
+        self._module = module
+        self._device = device
+        self._undo = ExitStack()
+        self._undo.enter_context(_placed(module, device))
+        self._undo.enter_context(_evaluating(module))
+
+    def infer(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the module on one batch. Outputs are numpy arrays, or torch tensors on the fed tensor's device.
+
+        Raises:
+            UsageError: the feed does not fit.
+        """
+        check_feed(feed, self.inputs, where="torch")
+        fed = feed[INPUT]
+        output = self._run(self._on_device(fed))
+        return {OUTPUT: output.to(fed.device) if is_torch(fed) else output.cpu().numpy()}
+
+    def bind(self, feed: Mapping[str, Any]) -> TorchBound:
+        """Place one batch on the device."""
+        check_feed(feed, self.inputs, where="torch")
+        return TorchBound(self, self._on_device(feed[INPUT]), self._device)
+
+    def close(self) -> None:
+        """Give the module back as it was: its mode and its device."""
+        self._undo.close()
+
+    def _on_device(self, value: Any) -> Tensor:
+        import torch
+
+        tensor: Tensor = value if is_torch(value) else torch.from_numpy(value)
+        return tensor.to(self._device)
+
+    def _run(self, tensor: Tensor) -> Tensor:
+        import torch
+
+        with torch.inference_mode():
+            output: Tensor = self._module(tensor)
+        return output
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TorchBound:
+    """One batch on the session's device."""
+
+    def __init__(self, session: TorchSession, tensor: Tensor, device: str) -> None:
+        self._session = session
+        self._tensor = tensor
+        self._device = device
+
+    def run(self) -> None:
+        """Infer once and wait for the end."""
+        import torch
+
+        self._session._run(self._tensor)
+        if self._device != "cpu":
+            torch.cuda.synchronize(self._device)
+
+    def device_times_ms(self, iterations: int) -> list[float] | None:
+        """Return the time of each inference by CUDA events; None on a CPU."""
+        import torch
+
+        if self._device == "cpu":
+            return None
+        with torch.cuda.device(self._device):
+            pairs = [_event_pair() for _ in range(iterations)]
+            for start, end in pairs:
+                start.record()
+                self._session._run(self._tensor)
+                end.record()
+            torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in pairs]
+
+
+def _event_pair() -> tuple[torch.Event, torch.Event]:
+    from torch.cuda import Event
+
+    return Event(enable_timing=True), Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each in training:
+            each.training = True
+
+
+@contextmanager
+def _placed(module: nn.Module, device: str) -> Iterator[None]:
+    before = next((parameter.device for parameter in module.parameters()), None)
+    module.to(device)
+    try:
+        yield
+    finally:
+        if before is not None:
+            module.to(before)

@@ -1,0 +1,257 @@
+"""Builds an engine from an ONNX file. Precision is the file's: nothing here chooses one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from maseRT.errors import MissingError, StepError, UsageError
+from maseRT.hardware import cuda_index, nvidia_gpus
+from maseRT.runtimes.base import BuildOptions, EngineInfo, EngineLayer, Profile, ShapeRange
+from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_use_gpu
+from maseRT.runtimes.trt.layers import Origin, layers_from_json, layers_from_log
+from maseRT.runtimes.trt.log import Heard, listening, logger_for
+from maseRT.runtimes.trt.network import constrain_types, parse
+from maseRT.runtimes.trt.onnx_facts import OnnxFile, read_onnx
+from maseRT.runtimes.trt.timing import TimingCache
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TARGET = "8.9"
+"""Compute capability that ahead-of-time builds are for where no GPU here tells."""
+
+_OPTIONAL_FLAGS = {"version_compatible": "VERSION_COMPATIBLE", "refit": "REFIT", "strip": "STRIP_PLAN"}
+_EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+
+
+def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> EngineInfo:
+    """Build an engine; see `Compiler.build`."""
+    reason = why_cannot_build(flavour)
+    if reason:
+        raise MissingError(reason, where=f"{flavour.name} build")
+    trt = load(flavour)
+    onnx = read_onnx(path)
+    target, notes = target_capability(flavour, options)
+    profiles = profiles_for(onnx, options)
+    with listening(trt) as heard:
+        builder = _builder(trt, _select_gpu(flavour, options))
+        network = parse(trt, builder, onnx)
+        config = _configure(trt, builder, onnx, options)
+        if flavour.ahead_of_time:
+            _set_target(trt, config, target)
+        notes += _set_types(trt, network, config, onnx)
+        _add_profiles(builder, config, profiles)
+        cache_file = options.timing_cache if not flavour.ahead_of_time else None
+        timing = TimingCache(trt, config, cache_file)
+        start = time.perf_counter()
+        engine = builder.build_serialized_network(network, config)
+        seconds = time.perf_counter() - start
+        if engine is None:
+            special = [name for name in _OPTIONAL_FLAGS if getattr(options, name)]
+            raise StepError(
+                f"{flavour.name} {trt.__version__} cannot build it: {heard.why()}",
+                where=str(path),
+                fix=f"build without {', '.join(special)}" if special else "",
+            )
+        notes += timing.save()
+        content = memoryview(engine)
+        layers, source = _observe(trt, flavour, content, heard, Origin(onnx.layers, onnx.ops))
+    out.write_bytes(content)
+    return EngineInfo(
+        runtime=flavour.name,
+        version=trt.__version__,
+        target=target,
+        gpu=None if flavour.ahead_of_time else nvidia_gpus()[cuda_index(options.device)].name,
+        profiles=profiles,
+        onnx_sha256=onnx.sha256,
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+        seconds=seconds,
+        bytes=content.nbytes,
+        layers=layers,
+        layers_from=source,
+        notes=tuple(notes),
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+    )
+
+
+def target_capability(flavour: Flavour, options: BuildOptions) -> tuple[str, list[str]]:
+    """Return the compute capability to build for, and notes on how it was chosen.
+
+    Raises:
+        UsageError: the library cannot build for the one asked for.
+    """
+    if not flavour.ahead_of_time:
+        here = nvidia_gpus()[cuda_index(options.device)].compute_capability
+        if options.compute_capability not in (None, here):
+            raise UsageError(
+                f"{flavour.name} builds for the GPU it runs on ({here}), not for {options.compute_capability}",
+                where="[build-engine] compute_capability",
+                fix='leave it out, or set runtime = "tensorrt-rtx"',
+            )
+        return here, []
+    if options.compute_capability:
+        return options.compute_capability, []
+    gpu = next(iter(nvidia_gpus()), None)
+    if gpu and flavour.runs_on_capability(gpu.compute_capability):
+        return gpu.compute_capability, []
+    return DEFAULT_TARGET, [f"built for compute capability {DEFAULT_TARGET}: [build-engine] compute_capability chooses"]
+
+
+def profiles_for(onnx: OnnxFile, options: BuildOptions) -> tuple[Profile, ...]:
+    """Return the optimization profiles: those of the options, else one over the dynamic first dimensions.
+
+    Raises:
+        UsageError: a dimension that the options do not cover, or a fixed batch outside of their range.
+    """
+    dynamic = {spec.name: spec.shape or () for spec in onnx.inputs if None in (spec.shape or ())}
+    if options.profiles:
+        for profile in options.profiles:
+            if set(profile) != set(dynamic):
+                raise UsageError(
+                    f"a profile names {sorted(profile)}; dynamic are {sorted(dynamic)}", where=str(onnx.path)
+                )
+        return options.profiles
+    batch = options.batch
+    for spec in onnx.inputs:
+        shape = spec.shape or ()
+        if None in shape[1:]:
+            raise UsageError(
+                f"input '{spec.name}' has other dynamic dimensions than the batch: {list(shape)}",
+                where=str(onnx.path),
+                fix="give them in `BuildOptions.profiles`, or export the model with fixed sizes",
+            )
+        if shape and shape[0] is not None and not batch.min <= shape[0] <= batch.max:
+            raise UsageError(
+                f"input '{spec.name}' has the fixed batch {shape[0]}, outside of {batch.min} to {batch.max}",
+                where=str(onnx.path),
+                fix=f"set [build-engine] batch to {shape[0]}, or export with a dynamic batch",
+            )
+    sizes = (batch.min, batch.opt, batch.max)
+    shapes = {name: [(size, *(d or 0 for d in shape[1:])) for size in sizes] for name, shape in dynamic.items()}
+    return ({name: ShapeRange(*three) for name, three in shapes.items()},) if shapes else ()
+
+
+@cache
+def _builder(trt: Any, device: int | None) -> Any:
+    """Return this process's one builder for a GPU: making one takes TensorRT 8.6 nine seconds."""
+    del device  # selected before; it is in the cache's key
+    builder = trt.Builder(logger_for(trt))
+    if builder is None:
+        raise StepError("the builder could not be made", where=trt.__name__)
+    return builder
+
+
+def _select_gpu(flavour: Flavour, options: BuildOptions) -> int | None:
+    """Make the GPU of the options current, and return its index; None for a build ahead of time.
+
+    Raises:
+        MissingError: it cannot be used.
+    """
+    if flavour.ahead_of_time:
+        return None
+    index = cuda_index(options.device)
+    reason = why_cannot_use_gpu(flavour, index)
+    if reason:
+        raise MissingError(reason, where=f"device {options.device}")
+    from maseRT.runtimes.trt.cuda import set_device
+
+    set_device(index)
+    return index
+
+
+def _configure(trt: Any, builder: Any, onnx: OnnxFile, options: BuildOptions) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.max_threads is not None:
+        builder.max_threads = options.max_threads
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if config.hardware_compatibility_level != level:
+            raise UsageError(
+                f"{trt.__name__} {trt.__version__} does not have it", where="build option hardware_compatible"
+            )
+    for option, flag in _OPTIONAL_FLAGS.items():
+        if getattr(options, option):
+            if not hasattr(trt.BuilderFlag, flag):
+                raise UsageError(f"{trt.__name__} {trt.__version__} has no {flag}", where=f"build option {option}")
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    # Tactics of cuBLAS and cuDNN would make the engine need those libraries wherever it runs.
+    external = [getattr(trt.TacticSource, name) for name in _EXTERNAL_TACTICS if hasattr(trt.TacticSource, name)]
+    if external:
+        config.set_tactic_sources(config.get_tactic_sources() & ~sum(1 << int(each) for each in external))
+    return config
+
+
+def _set_target(trt: Any, config: Any, capability: str) -> None:
+    valid = [name[2:] for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    wanted = capability.replace(".", "")
+    if wanted not in valid:
+        raise UsageError(
+            f"{trt.__name__} {trt.__version__} cannot build for compute capability {capability}",
+            where="[build-engine] compute_capability",
+            fix=f"choose from {', '.join(f'{each[:-1]}.{each[-1]}' for each in valid)}",
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{wanted}"), 0)
+
+
+def _set_types(trt: Any, network: Any, config: Any, onnx: OnnxFile) -> list[str]:
+    """Make a weakly typed network compute in the ONNX file's types; a strongly typed one does anyway."""
+    if not hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS") or _strongly_typed(trt, network):
+        return []
+    flags = {"INT8": onnx.has_qdq, "FP16": "float16" in onnx.floats, "BF16": "bfloat16" in onnx.floats}
+    for name in (name for name, needed in flags.items() if needed):
+        if not hasattr(trt.BuilderFlag, name):
+            raise UsageError(
+                f"{trt.__name__} {trt.__version__} knows no {name}",
+                where=str(onnx.path),
+                fix='set [quantize] float = "fp16" or "fp32"',
+            )
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    if onnx.floats <= {"float32"}:
+        return []
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    count = constrain_types(trt, network, onnx.float_nodes())
+    return [f"weakly typed: {count} layers told their precision one by one"]
+
+
+def _strongly_typed(trt: Any, network: Any) -> bool:
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return flag is not None and bool(network.get_flag(flag))
+
+
+def _add_profiles(builder: Any, config: Any, profiles: tuple[Profile, ...]) -> None:
+    for number, shapes in enumerate(profiles):
+        profile = builder.create_optimization_profile()
+        for name, shape in shapes.items():
+            profile.set_shape(name, shape.min, shape.opt, shape.max)
+        if config.add_optimization_profile(profile) < 0:
+            raise UsageError(f"profile {number} is not valid: {dict(shapes)}", where="build options")
+
+
+def _observe(
+    trt: Any, flavour: Flavour, engine: memoryview, heard: Heard, origin: Origin
+) -> tuple[tuple[EngineLayer, ...] | None, str]:
+    """Return the engine's layers and where they were read: the inspector, where this GPU can load it, or the log."""
+    if not flavour.ahead_of_time:
+        runtime = trt.Runtime(logger_for(trt))
+        loaded = runtime.deserialize_cuda_engine(engine)
+        if loaded is not None:
+            text = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+            try:
+                return layers_from_json(text, origin), "inspector"
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("the engine inspector's JSON cannot be read: %s", error)
+    layers = layers_from_log(heard.layers, origin)
+    return (layers, "build log") if layers else (None, "")

@@ -1,0 +1,193 @@
+"""What an engine executes, layer by layer: from the inspector's JSON, or from the layer list in a build's log."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from maseRT.runtimes.base import EngineLayer, EngineTensor
+
+NOT_OBSERVED = "not observed"
+MATRIX_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
+CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Identity"})
+
+_WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "int8")
+_DTYPES = {
+    "float": "fp32",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "fp8e4m3": "fp8",
+}
+_DTYPE = re.compile(r"\b(float|half|bfloat16|bf16|fp32|fp16|fp8e4m3|fp8|fp4|u?int\d+|bool)\b", re.IGNORECASE)
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
+_KEY = re.compile(r", (?=[A-Z][\w/ ]*: )")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an engine's layers come from.
+
+    Attributes:
+        layers: ONNX node -> torch layer, "" for the model itself.
+        ops: ONNX node -> operator.
+    """
+
+    layers: Mapping[str, str]
+    ops: Mapping[str, str]
+
+
+def layers_from_json(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
+    """Return the layers of an engine inspector's JSON.
+
+    Schemas are told apart by their keys: a tensor has "Format/Datatype" (TensorRT 8 and 10) or "Datatype" and "Format";
+    a convolution has its weights' type in "Weights" (8) or among "Constants".
+
+    Raises:
+        ValueError: not such a JSON.
+    """
+    raw = json.loads(text, strict=False)  # TensorRT 8.6 writes raw control characters
+    return tuple(_layer(entry if isinstance(entry, dict) else {"Name": entry}, origin) for entry in raw["Layers"])
+
+
+def layers_from_log(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
+    """Return the layers of a builder's `Layers:` message, one line `Name: ..., LayerType: ..., Inputs: [...]` each."""
+    lines = text.split("\n\n", 1)[0].splitlines()
+    return tuple(_layer(_read_record(line), origin) for line in lines if line.startswith("Name: "))
+
+
+def precision(layer: EngineLayer) -> str:
+    """Return what a layer computes in: fp32, bf16, fp16, fp8 or int8; "" where its tensors do not tell.
+
+    That is its weights' type where an input has that type too, else the widest type among its inputs.
+    """
+    kinds = {tensor.dtype for tensor in layer.inputs}
+    weights = _weights(layer)
+    if weights and weights.dtype in kinds:
+        return weights.dtype
+    return next((kind for kind in _WIDEST_FIRST if kind in kinds), "")
+
+
+def executed(layers: Sequence[EngineLayer], torch_layer: str) -> str:
+    """Return how a torch layer runs in an engine: a precision, "fused into <torch layers>" or "not observed".
+
+    A layer split over engine layers of several precisions gives them all, widest first: "fp16+int8".
+    """
+    own = [layer for layer in layers if torch_layer in layer.owners]
+    if own:
+        return _precisions([layer for layer in own if _weights(layer)] or own)
+    parts = [layer for layer in layers if torch_layer in layer.onnx_layers]
+    alone = [layer for layer in parts if not layer.owners]
+    if alone or not parts:
+        return _precisions(alone)
+    owners = dict.fromkeys(owner for layer in parts for owner in layer.owners)
+    return f"fused into {', '.join(owners)}"
+
+
+def _precisions(layers: Iterable[EngineLayer]) -> str:
+    found = {precision(layer) for layer in layers}
+    return "+".join(kind for kind in _WIDEST_FIRST if kind in found) or NOT_OBSERVED
+
+
+def _weights(layer: EngineLayer) -> EngineTensor | None:
+    """Return the largest constant that is more than a vector."""
+    matrices = [each for each in layer.constants if sum(size > 1 for size in each.shape) > 1]
+    return max(matrices, key=lambda each: prod(each.shape), default=None)
+
+
+def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
+    name = raw["Name"]
+    nodes = tuple(dict.fromkeys(_nodes(raw.get("Metadata", ""), name, origin)))
+    computes = [node for node in nodes if origin.ops[node] not in CONVERSIONS]
+    return EngineLayer(
+        name=name,
+        type=raw.get("LayerType", ""),
+        inputs=_tensors(raw.get("Inputs")),
+        outputs=_tensors(raw.get("Outputs")),
+        constants=_tensors(raw.get("Constants")) + _weights_by_type(raw.get("Weights")),
+        tactic=raw.get("TacticName", ""),
+        nodes=nodes,
+        onnx_layers=_named(origin.layers[node] for node in computes),
+        owners=_named(origin.layers[node] for node in computes if origin.ops[node] in MATRIX_OPS),
+        converts_only=bool(raw.get("Inputs")) and not computes,
+    )
+
+
+def _named(layers: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer for layer in layers if layer))
+
+
+def _nodes(metadata: str, name: str, origin: Origin) -> list[str]:
+    """Return the ONNX nodes of a layer; where no metadata tells, those that its name is put together from."""
+    told = [node for node in _NODE.findall(metadata) if node in origin.layers]
+    return told or [word for word in re.split(r"[\s+()\[\]{},]+|\.\.\.", name) if word in origin.layers]
+
+
+def _tensors(raw: Iterable[Mapping[str, Any]] | None) -> tuple[EngineTensor, ...]:
+    return tuple(
+        EngineTensor(
+            name=each.get("Name", ""),
+            dtype=_dtype(each.get("Datatype") or each.get("Format/Datatype", "")),
+            format=each.get("Format") or each.get("Format/Datatype", ""),
+            shape=tuple(each.get("Dimensions", ())),
+        )
+        for each in raw or ()
+    )
+
+
+def _weights_by_type(raw: Any) -> tuple[EngineTensor, ...]:
+    """Return the weights of {"Type": "Int8", "Count": 864}, whose shape is not told, as a matrix of one row per two."""
+    if not isinstance(raw, dict) or not raw.get("Count"):
+        return ()
+    return (EngineTensor("weights", _dtype(raw.get("Type", "")), "", (2, -(-raw["Count"] // 2))),)
+
+
+def _dtype(text: str) -> str:
+    found = _DTYPE.search(text)
+    word = found.group(1).lower() if found else ""
+    return _DTYPES.get(word, word)
+
+
+def _read_record(text: str) -> dict[str, Any]:
+    """Read "Name: a, Inputs: [ { Name: b, Dimensions: [1,2] }], ..." into nested dicts and lists."""
+    record: dict[str, Any] = {}
+    for part in _split(text):
+        key, _, value = part.partition(": ")
+        value = value.strip()
+        if value.startswith("[ {"):
+            record[key] = [_read_record(each) for each in _blocks(value)]
+        elif key == "Dimensions":
+            record[key] = [int(size) for size in re.findall(r"-?\d+", value)]
+        else:
+            record[key] = [] if value == "[]" else value
+    return record
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas before a key that stand in no bracket."""
+    parts, start, depths = [], 0, _depths(text)
+    for match in _KEY.finditer(text):
+        if depths[match.start()] == 0:
+            parts.append(text[start : match.start()])
+            start = match.end()
+    return [*parts, text[start:]]
+
+
+def _blocks(text: str) -> list[str]:
+    """Return the contents of the outermost { } of a list."""
+    depths = _depths(text)
+    opened = [i for i, char in enumerate(text) if char == "{" and depths[i] == 2]
+    closed = [i for i, char in enumerate(text) if char == "}" and depths[i] == 1]
+    return [text[begin + 1 : end].strip() for begin, end in zip(opened, closed, strict=False)]
+
+
+def _depths(text: str) -> list[int]:
+    """Return how many brackets are open after each character."""
+    depth, depths = 0, []
+    for char in text:
+        depth += (char in "[{") - (char in "]}")
+        depths.append(depth)
+    return depths

@@ -1,0 +1,107 @@
+"""From an ONNX file to the library's network definition, with errors that name nodes and torch layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from maseRT.errors import StepError
+from maseRT.runtimes.trt.log import logger_for
+from maseRT.runtimes.trt.onnx_facts import OnnxFile, lower_opset
+
+LOWEST_OPSET = 19
+"""The exporter goes no lower."""
+
+_TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+_TYPED_BY_THEMSELVES = frozenset(
+    {
+        "ASSERTION",
+        "CAST",
+        "CONDITION",
+        "CONDITIONAL_INPUT",
+        "CONDITIONAL_OUTPUT",
+        "CONSTANT",
+        "DEQUANTIZE",
+        "IDENTITY",
+        "ITERATOR",
+        "LOOP_OUTPUT",
+        "QUANTIZE",
+        "RECURRENCE",
+        "SHAPE",
+        "TRIP_LIMIT",
+    }
+)
+
+
+def parse(trt: Any, builder: Any, onnx: OnnxFile) -> Any:
+    """Return the network of an ONNX file: strongly typed where the library can.
+
+    Raises:
+        StepError: it cannot be parsed; names each node, its operator and its torch layer.
+    """
+    flags = trt.NetworkDefinitionCreationFlag
+    wanted = [getattr(flags, name) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(flags, name)]
+    network = builder.create_network(sum(1 << int(flag) for flag in wanted))
+    parser = trt.OnnxParser(network, logger_for(trt))
+    if parser.parse(onnx.data, str(onnx.path)):
+        return network
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    lines = [f"  {_describe(error, onnx)}" for error in errors] or ["  the parser gave no reason"]
+    raise StepError(
+        f"{trt.__name__} {trt.__version__} cannot parse it:\n" + "\n".join(lines),
+        where=str(onnx.path),
+        fix=_advice(errors, onnx),
+    )
+
+
+def constrain_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
+    """Set precision and output types of a weakly typed network's layers; return how many were set.
+
+    Args:
+        types: ONNX node -> "float32", "float16" or "bfloat16".
+    """
+    data_types = {kind: getattr(trt.DataType, name) for kind, name in _TRT_TYPES.items() if hasattr(trt.DataType, name)}
+    floats = set(data_types.values())
+    count = 0
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        kind = next((types[node] for node in _nodes_of(layer) if node in types), None)
+        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
+        typed = [i for i, tensor in enumerate(outputs) if tensor.dtype in floats and not tensor.is_shape_tensor]
+        if kind is None or not typed or layer.type.name in _TYPED_BY_THEMSELVES:
+            continue
+        layer.precision = data_types[kind]
+        for index in typed:
+            layer.set_output_type(index, data_types[kind])
+        count += 1
+    return count
+
+
+def _nodes_of(layer: Any) -> list[str]:
+    """Return the ONNX nodes of a network layer: from its metadata, else its name without a repetition's number."""
+    told = re.findall(r"\[ONNX Layer: (.*?)\]", layer.metadata)
+    return told or [layer.name, re.sub(r"_\d+$", "", layer.name)]
+
+
+def _describe(error: Any, onnx: OnnxFile) -> str:
+    name, op = _node_of(error, onnx)
+    layer = onnx.layers.get(name, "")
+    which = f"{name or 'the model'}{f' ({op})' if op else ''}{f' of layer {layer}' if layer else ''}"
+    return f"{which}: {str(error.code()).removeprefix('ErrorCode.')}: {error.desc()}"
+
+
+def _node_of(error: Any, onnx: OnnxFile) -> tuple[str, str]:
+    """Return the name and operator of the node an error is about; ("", "") where it is about none."""
+    if hasattr(error, "node_name") and error.node_name():
+        return str(error.node_name()), str(error.node_operator())
+    nodes = onnx.model.graph.node
+    index = error.node()
+    return (nodes[index].name, nodes[index].op_type) if 0 <= index < len(nodes) else ("", "")
+
+
+def _advice(errors: list[Any], onnx: OnnxFile) -> str:
+    operators = {_node_of(error, onnx)[1] for error in errors} - {""}
+    lower = [opset for op in operators if (opset := lower_opset(onnx, op, lowest=LOWEST_OPSET)) is not None]
+    if lower and len(lower) == len(operators):
+        return f"set [export] opset = {min(lower)}: it writes {', '.join(sorted(operators))} in other operators"
+    return "keep these layers out of the engine, or use a newer TensorRT"
