@@ -11,19 +11,16 @@ from torch import Tensor, nn
 
 from maseRT.errors import StepError
 from maseRT.quant.operand import Operand, weight_operand
-from maseRT.quant.quantizer import Quantizer, any_active, quantizers
+from maseRT.quant.quantizer import SUFFIX, Quantizer, any_active, quantizers
 
 
 class QuantMultiheadAttention(nn.MultiheadAttention):
     """MultiheadAttention with quantized inputs and weights of its projections.
 
-    In self-attention, where query, key and value are one tensor, only the query's quantizer works, before one product
-    with the packed weight. Those of key and value see that tensor while ranges are collected, so that theirs are equal.
+    With one packed weight for query, key and value these share one range, `input`, and in self-attention one product;
+    with kdim or vdim each has its own. `attended` is what goes into out_proj.
     """
 
-    query_quantizer: Quantizer | nn.Identity
-    key_quantizer: Quantizer | nn.Identity
-    value_quantizer: Quantizer | nn.Identity
     attended_quantizer: Quantizer | nn.Identity
 
     def forward(
@@ -72,18 +69,17 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, L, E], [N, S, kdim], [N, S, vdim] -> q, k, v, each with E in its last place."""
         bias = self.in_proj_bias
-        if not self._qkv_same_embed_dim:
-            weights = [self._weight(f"{letter}_proj_weight") for letter in "qkv"]
-        elif query is key and key is value:
-            for quantizer in (self.key_quantizer, self.value_quantizer):
-                if isinstance(quantizer, Quantizer):
-                    quantizer.observe(key)
-            packed = F.linear(self.query_quantizer(query), self._weight("in_proj_weight"), bias)
+        if query is key and key is value and self._qkv_same_embed_dim:
+            packed = F.linear(self._quantize("input", query), self._weight("in_proj_weight"), bias)
             return cast(tuple[Tensor, Tensor, Tensor], packed.chunk(3, dim=-1))
-        else:
+        if self._qkv_same_embed_dim:
             weights = list(self._weight("in_proj_weight").chunk(3))
+            names = ("input", "input", "input")
+        else:
+            weights = [self._weight(f"{letter}_proj_weight") for letter in "qkv"]
+            names = ("query", "key", "value")
+        inputs = [self._quantize(name, x) for name, x in zip(names, (query, key, value), strict=True)]
         biases = (None, None, None) if bias is None else bias.chunk(3)
-        inputs = self.query_quantizer(query), self.key_quantizer(key), self.value_quantizer(value)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         return q, k, v
 
@@ -103,7 +99,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
         else:
             attended = F.scaled_dot_product_attention(q, k, v, merged, dropout)
         attended = self.attended_quantizer(attended.transpose(1, 2).flatten(2))
-        return F.linear(attended, self._weight("out_proj_weight", self.out_proj.weight), self.out_proj.bias), weights
+        return F.linear(attended, self._quantize("out_proj_weight", self.out_proj.weight), self.out_proj.bias), weights
 
     def _extend(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Append what add_bias_kv and add_zero_attn add to the sequence: [N, S, E] -> [N, S + extra, E]."""
@@ -120,8 +116,11 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
             mask = padding if mask is None else mask + padding
         return mask if mask is None or not extra else F.pad(mask, (0, extra))
 
-    def _weight(self, name: str, weight: Tensor | None = None) -> Tensor:
-        return cast(Tensor, getattr(self, f"{name}_quantizer")(getattr(self, name) if weight is None else weight))
+    def _quantize(self, name: str, x: Tensor) -> Tensor:
+        return cast(Tensor, getattr(self, name + SUFFIX)(x))
+
+    def _weight(self, name: str) -> Tensor:
+        return self._quantize(name, cast(Tensor, getattr(self, name)))
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -131,16 +130,17 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
 
 
-def _name_of(layer: nn.MultiheadAttention) -> str:
-    return getattr(layer.query_quantizer, "name", "").removesuffix(".query") or "MultiheadAttention"
+def _name_of(layer: QuantMultiheadAttention) -> str:
+    return getattr(layer.attended_quantizer, "name", "").removesuffix(".attended") or "MultiheadAttention"
 
 
 def attention_operands(layer: nn.Module) -> tuple[Operand, ...]:
-    """Return the operands of a MultiheadAttention; `attended` is the input of out_proj."""
-    packed = cast(nn.MultiheadAttention, layer)._qkv_same_embed_dim
-    projections = ("in_proj_weight",) if packed else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    inputs = (Operand("query"), Operand("key"), Operand("value"), Operand("attended"))
-    return (*inputs, *map(weight_operand, projections), weight_operand("out_proj.weight"))
+    """Return the operands of a MultiheadAttention: its weights are [3E, E], or [E, E], [E, kdim] and [E, vdim]."""
+    if cast(nn.MultiheadAttention, layer)._qkv_same_embed_dim:
+        inputs, weights = ["input"], ["in_proj_weight"]
+    else:
+        inputs, weights = ["query", "key", "value"], ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    return (*map(Operand, [*inputs, "attended"]), *map(weight_operand, [*weights, "out_proj.weight"]))
 
 
 def fastpath_off(model: nn.Module) -> None:

@@ -41,9 +41,10 @@ class QuantLSTMCell(nn.LSTMCell):
             return super().forward(input, hx)
         if hx is None:
             hx = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * 2
-        x, h = self.input_quantizer(input), self.hidden_quantizer(hx[0])
-        w_ih, w_hh = self.weight_ih_quantizer(self.weight_ih), self.weight_hh_quantizer(self.weight_hh)
-        return _cell(F.linear(x, w_ih, self.bias_ih) + F.linear(h, w_hh, self.bias_hh), hx[1])
+        from_input = self.input_quantizer(input) @ self.weight_ih_quantizer(self.weight_ih).t()
+        from_hidden = self.hidden_quantizer(hx[0]) @ self.weight_hh_quantizer(self.weight_hh).t()
+        gates = from_input + from_hidden
+        return _cell(gates + (self.bias_ih + self.bias_hh) if self.bias else gates, hx[1])
 
 
 class QuantLSTM(nn.LSTM):

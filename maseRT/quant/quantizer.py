@@ -93,11 +93,6 @@ class Quantizer(nn.Module):
             del self.amax
             self.amax = nn.Parameter(value)
 
-    def observe(self, x: Tensor) -> None:
-        """Show x to the observer, if there is one."""
-        if self.observer is not None:
-            self.observer(x)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return x, of any shape, on the grid of the integers, in its own dtype."""
         if self.observer is not None:
