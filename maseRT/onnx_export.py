@@ -102,9 +102,8 @@ def _trace_error(error: Exception, model: nn.Module) -> StepError:
             where=where,
             fix="look for a number or len(x) where the batch belongs, in view, reshape, expand or a loop",
         )
-    return StepError(
-        f"cannot be traced: {_first_line(error)}", where=where, fix="avoid Python branches on tensor values"
-    )
+    fix = "avoid Python branches on tensor values" if isinstance(error, GuardOnDataDependentSymNode) else ""
+    return StepError(f"cannot be traced: {_first_line(error)}", where=where, fix=fix)
 
 
 def _innermost_layer(error: Exception, model: nn.Module) -> str:

@@ -11,13 +11,17 @@ _HOMES = {
     "amax_name": "maseRT.quant.quantizer",
     "default_specs": "maseRT.quant.layers",
     "exporting": "maseRT.quant.quantizer",
-    "fastpath_off": "maseRT.quant.attention",
+    "keep_in_fp32": "maseRT.quant.overflow",
+    "make_plan": "maseRT.quant.planning",
+    "observed_overflow": "maseRT.quant.overflow",
     "operands": "maseRT.quant.layers",
     "quantize_layer": "maseRT.quant.layers",
+    "quantize_model": "maseRT.quant.prepare",
     "quantizers": "maseRT.quant.quantizer",
     "quantizers_off": "maseRT.quant.quantizer",
     "refusal": "maseRT.quant.layers",
     "register": "maseRT.quant.layers",
+    "set_float_precisions": "maseRT.quant.casts",
 }
 
 

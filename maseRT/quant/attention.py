@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maseRT.errors import StepError
 from maseRT.quant.operand import Operand, weight_operand
-from maseRT.quant.quantizer import SUFFIX, Quantizer, any_active, quantizers
+from maseRT.quant.quantizer import SUFFIX, Quantizer, any_active
 
 
 class QuantMultiheadAttention(nn.MultiheadAttention):
@@ -141,16 +141,3 @@ def attention_operands(layer: nn.Module) -> tuple[Operand, ...]:
     else:
         inputs, weights = ["query", "key", "value"], ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
     return (*map(Operand, [*inputs, "attended"]), *map(weight_operand, [*weights, "out_proj.weight"]))
-
-
-def fastpath_off(model: nn.Module) -> None:
-    """Keep nn.TransformerEncoder and its layers from bypassing quantizers inside them in eval mode, in place.
-
-    Their fused inference path reads the weights of their layers without calling these. Only modules that hold a
-    quantizer are touched; the process-wide switch `torch.backends.mha.set_fastpath_enabled` is left alone.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and quantizers(module):
-            module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder) and quantizers(module):
-            module.use_nested_tensor = False
