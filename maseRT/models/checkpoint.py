@@ -140,12 +140,8 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path, allow_globals: Sequence[str]) -> Any:
-    if _is_torchscript(path):
-        raise UsageError(
-            "is a TorchScript archive, not a checkpoint",
-            where=str(path),
-            fix="save the weights: torch.save(model.state_dict(), path)",
-        )
+    if _starts_as_zip(path):
+        _check_archive(path)
     with _admitted(allow_globals, path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -156,12 +152,35 @@ def _load_pickle(path: Path, allow_globals: Sequence[str]) -> Any:
             raise _corrupt(path, error) from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Say whether this is what torch.jit.save writes; torch.load would run it as such, with a warning."""
-    if not zipfile.is_zipfile(path):
+def _check_archive(path: Path) -> None:
+    """Refuse TorchScript, which torch.load would run, and records that differ from their checksums, which it ignores.
+
+    An archive in which no record fits was written without checksums (torch.serialization.set_crc32_options).
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise UsageError(
+                    "is a TorchScript archive, not a checkpoint",
+                    where=str(path),
+                    fix="save the weights: torch.save(model.state_dict(), path)",
+                )
+            damaged = [name for name in names if not _is_intact(archive, name)]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _corrupt(path, error) from error
+    if damaged and len(damaged) < len(names):
+        raise _corrupt(path, zipfile.BadZipFile(f"wrong checksum of {damaged[0]}"))
+
+
+def _is_intact(archive: zipfile.ZipFile, name: str) -> bool:
+    try:
+        with archive.open(name) as record:
+            while record.read(1 << 20):
+                pass
+    except Exception:  # a damaged header may claim encryption, compression, any length
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return True
 
 
 @contextmanager
@@ -179,6 +198,8 @@ def _class_named(name: str, path: Path) -> Any:
     """
     where = "[model] allow_globals"
     module_name, _, attribute = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")) or not module_name:
+        raise UsageError(f"'{name}' is not package.module.Class", where=where, fix='for example "argparse.Namespace"')
     if module_name == "__main__":
         raise UsageError(
             f"'{name}' was defined in the script that saved {path.name}, and cannot be found from here",
@@ -225,8 +246,8 @@ def _not_admitted(path: Path, refused: list[str], allow_globals: Sequence[str]) 
 def _corrupt(path: Path, error: Exception) -> UsageError:
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
     lines = text.strip().splitlines()
-    truncated = zipfile.is_zipfile(path) or _starts_as_zip(path)
-    what = "is corrupt or truncated" if truncated or isinstance(error, EOFError) else "is no checkpoint, or corrupt"
+    known = _starts_as_zip(path) or isinstance(error, EOFError)
+    what = "is corrupt or truncated" if known else "is no checkpoint, or corrupt"
     return UsageError(
         f"{what} ({lines[0] if lines else type(error).__name__})", where=str(path), fix="save or copy the file again"
     )

@@ -179,6 +179,8 @@ def test_a_checkpoint_that_runs_code_runs_none(file, state, tmp_path, monkeypatc
         ("json.loads", "is no class; loading would call it"),
         ("no_such_package_here.Thing", "no module 'no_such_package_here'"),
         ("argparse.Namespase", r"no 'Namespase'; did you mean 'Namespace'\?"),
+        ("Namespace", r"is not package\.module\.Class"),
+        ("argparse:Namespace", r"is not package\.module\.Class"),
         ("__main__.Args", "defined in the script that saved"),
     ],
 )
@@ -239,6 +241,24 @@ def test_a_truncated_file(file, state, save, part):
         load_checkpoint(file)
     assert caught.value.where == str(file)
     assert caught.value.fix == "save or copy the file again"
+
+
+def test_a_damaged_weight_is_found_by_its_checksum(file, state):
+    torch.save(state, file)
+    content = bytearray(file.read_bytes())
+    content[content.index(state["fc.weight"].numpy().tobytes()) + 5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"is corrupt or truncated .*wrong checksum of .*/data/"):
+        load_checkpoint(file)
+
+
+def test_a_file_without_checksums_is_read(file, state):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_holds(load_checkpoint(file), state)
 
 
 def test_text_and_foreign_archives(file):
