@@ -16,9 +16,9 @@ def squared_error_integral(x: Tensor, step: Tensor, quant_max: int) -> Tensor:
     With k = min(round(x / step), quant_max) the integral is k * step^3 / 12 + (x - k * step)^3 / 3: k whole steps of
     rounding error, then what is left of the last one, which past quant_max is clipping error.
     """
-    level = torch.round(x / step).clamp_(max=quant_max)
-    rest = x - level * step
-    return level * (step**3 / 12) + rest**3 / 3
+    level = (x / step).round_().clamp_(max=quant_max)
+    rest = torch.addcmul(x, level, step, value=-1)
+    return rest.pow_(3).div_(3).add_(level.mul_(step**3 / 12))
 
 
 def noise(histogram: Histogram, amax: Tensor) -> Tensor:

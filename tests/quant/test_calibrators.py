@@ -323,4 +323,4 @@ def test_a_gpu_gives_what_the_cpu_gives(method: str, axis: int | None) -> None:
     amax = amax_of(on_gpu, method)
     assert amax.device.type == "cuda"
     torch.testing.assert_close(amax.cpu(), amax_of(on_cpu, method), rtol=1e-6, atol=0)
-    assert sqnr_db(on_gpu, amax) == pytest.approx(sqnr_db(on_cpu, amax.cpu()))
+    assert sqnr_db(on_gpu, amax) == pytest.approx(sqnr_db(on_cpu, amax.cpu()), abs=1e-3)
