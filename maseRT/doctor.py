@@ -98,7 +98,7 @@ class RuntimeState:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Findings:
     """Everything that decides what maseRT can do on this machine.
 
     Attributes:
@@ -119,12 +119,36 @@ class Diagnosis:
     runtimes: tuple[RuntimeState, ...]
     problems: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return asdict(self)
 
+    def tables(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """Return titled tables for the console; a table's first row is its header."""
+        tables: list[tuple[str, list[tuple[str, ...]]]] = [
+            ("Machine", [("what", "here"), *self._machine()]),
+            ("Runtimes", [("runtime", "builds engines", "runs"), *(_states(each) for each in self.runtimes)]),
+            ("Packages", [("package", "installed", "works with", "tested", "extra"), *map(_row, self.packages)]),
+        ]
+        if self.problems:
+            tables.append(("Problems", [("problem",), *((each,) for each in self.problems)]))
+        return tables
 
-def diagnose() -> Diagnosis:
+    def _machine(self) -> list[tuple[str, str]]:
+        driver = f"{self.driver.version}, up to CUDA {self.driver.cuda}" if self.driver else "none"
+        gpus = [f"{gpu.name}, {gpu.compute_capability}, {gpu.memory_mb} MiB" for gpu in self.gpus]
+        return [
+            ("maseRT", self.version),
+            ("Python", self.python),
+            ("platform", self.platform),
+            ("CPU", f"{self.cpu.name}, {self.cpu.cores} cores, {self.cpu.threads} threads usable"),
+            ("NVIDIA driver", driver),
+            *((f"cuda:{index}", gpu) for index, gpu in enumerate(gpus)),
+            ('device "auto"', self.device + (f" ({self.why_no_cuda})" if self.why_no_cuda else "")),
+        ]
+
+
+def examine() -> Findings:
     """Look at this machine."""
     packages = tuple(_package(name, tested) for name, tested in MATRIX.items())
     problems = [f"{each.name} {each.problem}" for each in packages if each.problem]
@@ -134,7 +158,7 @@ def diagnose() -> Diagnosis:
     installed = {each.name for each in packages if each.version}
     if installed.issuperset(_EXCLUSIVE):
         problems.append(f"{' and '.join(_EXCLUSIVE)} share one module: uninstall both, then install one of them")
-    return Diagnosis(
+    return Findings(
         version=__version__,
         python=f"{here} ({sys.executable})",
         platform=platform.platform(),
@@ -147,6 +171,15 @@ def diagnose() -> Diagnosis:
         runtimes=tuple(_runtime(name) for name in RUNTIMES),
         problems=tuple(problems),
     )
+
+
+def _states(runtime: RuntimeState) -> tuple[str, str, str]:
+    builds = ("yes" if runtime.why_not_build is None else f"no: {runtime.why_not_build}") if runtime.builds else "-"
+    return runtime.name, builds, "yes" if runtime.why_not_run is None else f"no: {runtime.why_not_run}"
+
+
+def _row(package: Package) -> tuple[str, ...]:
+    return package.name, package.version or "-", package.range, package.tested or "-", package.extra or "core"
 
 
 def _package(name: str, tested: Tested) -> Package:

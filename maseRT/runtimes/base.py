@@ -251,8 +251,8 @@ class Runtime(Protocol):
     def name(self) -> str:
         """What configs call it."""
 
-    def missing(self) -> str | None:
-        """Return why it cannot run here, and what to install; None when it can."""
+    def missing(self, device: str | None = None) -> str | None:
+        """Return why it cannot run here (on "cpu" or "cuda:N"), and what to install; None when it can."""
 
     def open(self, artifact: Any, device: str) -> Session:
         """Load an artifact.

@@ -31,11 +31,13 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def missing(self) -> str | None:
-        """Return why onnxruntime cannot run here; None when it can."""
-        if find_spec("onnxruntime"):
+    def missing(self, device: str | None = None) -> str | None:
+        """Return why onnxruntime cannot run here (on "cpu" or "cuda:N"); None when it can."""
+        if not find_spec("onnxruntime"):
+            return "onnxruntime is not installed: pip install onnxruntime (for a GPU: onnxruntime-gpu; never both)"
+        if device is None or device == "cpu":
             return None
-        return "onnxruntime is not installed: pip install onnxruntime (for a GPU: onnxruntime-gpu; never both)"
+        return why_no_gpu(cuda_index(device)) or _why_no_cuda_provider()
 
     def open(
         self, artifact: Path, device: str = "cpu", *, threads: int | None = None, optimization: Optimization = "all"
@@ -53,12 +55,14 @@ class OnnxRuntime:
             StepError: the file is missing, or onnxruntime cannot load it.
             CheckError: onnxruntime put another provider in the place of the one asked for.
         """
-        reason = self.missing()
+        reason = self.missing(device)
         if reason:
-            raise MissingError(reason, where=self.name)
+            raise MissingError(
+                reason, where=f"{self.name} on {device}", fix='use device "cpu"' if device != "cpu" else ""
+            )
         import onnxruntime as ort
 
-        provider = _provider(device, ort.get_available_providers())
+        provider = _CPU if device == "cpu" else _CUDA
         options = ort.SessionOptions()
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
         options.intra_op_num_threads = threads or 0
@@ -96,17 +100,12 @@ def check_provider(asked: str, got: Sequence[str]) -> None:
         )
 
 
-def _provider(device: str, available: Sequence[str]) -> str:
-    if device == "cpu":
-        return _CPU
-    reason = why_no_gpu(cuda_index(device))
-    if reason is None and _CUDA not in available:
-        reason = (
-            "the installed onnxruntime has no CUDA provider: pip uninstall onnxruntime, pip install onnxruntime-gpu"
-        )
-    if reason:
-        raise MissingError(reason, where=f"onnxruntime on {device}", fix='use device "cpu"')
-    return _CUDA
+def _why_no_cuda_provider() -> str | None:
+    import onnxruntime as ort
+
+    if _CUDA in ort.get_available_providers():
+        return None
+    return "the installed onnxruntime has no CUDA provider: install onnxruntime-gpu in its place"
 
 
 class OnnxSession:

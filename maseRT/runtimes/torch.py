@@ -27,9 +27,11 @@ class TorchRuntime:
 
     name = "torch"
 
-    def missing(self) -> str | None:
-        """Return why torch cannot run here; None when it can."""
-        return None if find_spec("torch") else "torch is not installed: pip install torch"
+    def missing(self, device: str | None = None) -> str | None:
+        """Return why torch cannot run here (on "cpu" or "cuda:N"); None when it can."""
+        if not find_spec("torch"):
+            return "torch is not installed: pip install torch"
+        return why_no_torch_cuda(cuda_index(device)) if device not in (None, "cpu") else None
 
     def open(self, artifact: nn.Module, device: str = "cpu", *, dtype: str = "float32") -> TorchSession:
         """Open a module.
@@ -44,7 +46,7 @@ class TorchRuntime:
         Raises:
             MissingError: torch cannot use this device here.
         """
-        reason = why_no_torch_cuda(cuda_index(device)) if device != "cpu" else None
+        reason = self.missing(device)
         if reason:
             raise MissingError(reason, where=f"device {device}", fix='use device "cpu"')
         return TorchSession(artifact, device, dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from maseRT.errors import MissingError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus
 from maseRT.runtimes.base import BuildOptions, EngineInfo
-from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_run, why_cannot_use_gpu
+from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_run
 from maseRT.runtimes.trt.sidecar import check_sidecar
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class TrtRuntime:
         """What configs call it."""
         return self.flavour.name
 
-    def missing(self) -> str | None:
-        """Return why it cannot run here, and what to install; None when it can."""
-        return why_cannot_run(self.flavour)
+    def missing(self, device: str | None = None) -> str | None:
+        """Return why it cannot run here (on "cuda:N"), and what to install; None when it can."""
+        return why_cannot_run(self.flavour, 0 if device is None else cuda_index(device))
 
     def open(
         self, artifact: Path, device: str = "cuda:0", *, trust: bool = False, cuda_graph: bool = True
@@ -76,7 +76,7 @@ class TrtRuntime:
             CheckError: the sidecar is missing, or speaks of another engine, version or GPU.
         """
         index = cuda_index(device)
-        reason = why_cannot_run(self.flavour) or why_cannot_use_gpu(self.flavour, index)
+        reason = why_cannot_run(self.flavour, index)
         if reason:
             raise MissingError(reason, where=f"{self.name} on {device}")
         try:
