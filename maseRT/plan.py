@@ -72,6 +72,9 @@ class SitePlan:
     Attributes:
         name: its amax name, `<operation>.<operand>`.
         operation: the operation's name.
+        owner: the module whose forward calls it; "" is the model.
+        op: the function, as in OperationPlan.
+        index: how many calls of this op precede it within one forward of the owner.
         operand: which of the operation's tensors, counted in the order of its arguments.
         spec: how it is quantized.
         reason: why it is quantized.
@@ -79,6 +82,9 @@ class SitePlan:
 
     name: str
     operation: str
+    owner: str
+    op: str
+    index: int
     operand: int
     spec: QuantSpec
     reason: str

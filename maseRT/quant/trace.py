@@ -8,8 +8,7 @@ forward is exact by construction.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from maseRT.quant.layers import LAYERS
-from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name, operation_name, tensors_of
+from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name
+from maseRT.quant.walk import Call, Frame, Walker, tensors_in
 
 _COMPOSITES = (
     nn.Sequential,
@@ -227,103 +226,41 @@ def _other_batch(example: Tensor) -> Tensor:
     return torch.cat([other, example[:1]])
 
 
-@dataclass
-class _Frame:
-    name: str
-    module: nn.Module
-    is_layer: bool
-    counts: dict[str, int] = field(default_factory=dict)
-    versions: dict[int, int] = field(default_factory=dict)
-
-
-class _Recorder(TorchFunctionMode):
+class _Recorder(Walker):
     """Builds the graph while the model runs."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        names = {module: all_names[0] for module, all_names in module_names(model).items()}
+        layers = {module: name for module, name in names.items() if is_layer(module)}
+        super().__init__(layers, {module: name for module, name in names.items() if module not in layers})
         self.graph = Graph()
-        self._names = {module: names[0] for module, names in module_names(model).items()}
-        self._frames: list[_Frame] = []
-        self._busy = False
         self._writers: dict[int, int] = {}
         self._alive: dict[int, Tensor] = {}  # a tensor that is gone could lend its id to another one
 
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        handles = []
-        for module in self._names:
-            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def start(self, example: Tensor) -> None:
-        self._append(Kind.INPUT, "", "input", (), (), example)
+        self._append(Kind.INPUT, "", "input", (), [], example)
 
     def finish(self, result: Any) -> None:
-        self._append(Kind.OUTPUT, "", "output", self._operands(_tensors(result)), (), None)
+        self._append(Kind.OUTPUT, "", "output", self._operands(tensors_in(result)), [], None)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self._busy or not self._frames or self._frames[-1].is_layer:
-            return func(*args, **kwargs)
-        frame = self._frames[-1]
-        op = operation_name(func)
-        ordinal = frame.counts.get(op, 0)
-        frame.counts[op] = ordinal + 1
-        inputs = tensors_of(args, kwargs)
+    def on_operation(self, call: Call) -> Any:
+        inputs, name = call.inputs, local_name(call.frame.module, call.op, call.ordinal)
         operands, versions = self._operands(inputs), _versions(inputs)
-        result = func(*args, **kwargs)
+        result = call.run()
         changed = _changed(inputs, versions)
-        if any(operand.source is not None for operand in operands) and (_tensors(result) or changed):
-            constants = pytree.tree_map_only(Tensor, lambda t: None, (args, kwargs))
-            self._append(
-                Kind.OPERATION,
-                joined(frame.name, local_name(frame.module, op, ordinal)),
-                op,
-                operands,
-                changed,
-                result,
-                owner=frame.name,
-                ordinal=ordinal,
-                constants=constants,
-            )
+        if any(operand.source is not None for operand in operands) and (tensors_in(result) or changed):
+            owner = call.frame.name
+            constants = pytree.tree_map_only(Tensor, lambda t: None, (call.args, call.kwargs))
+            extra = {"owner": owner, "ordinal": call.ordinal, "constants": constants}
+            self._append(Kind.OPERATION, joined(owner, name), call.op, operands, changed, result, **extra)
         return result
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        with self._unseen():
-            frame = _Frame(self._names[module], module, is_layer(module))
-            frame.versions = _versions(tensors_of(args, kwargs)) if frame.is_layer else {}
-            self._frames.append(frame)
+    def enter_layer(self, inputs: list[Tensor]) -> dict[int, int]:
+        return _versions(inputs)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        with self._unseen():
-            frame = self._frames.pop()
-            if not frame.is_layer:
-                return
-            inputs = tensors_of(args, kwargs)
-            self._append(
-                Kind.LAYER,
-                frame.name,
-                type(module).__name__,
-                self._operands(inputs),
-                _changed(inputs, frame.versions),
-                result,
-                module=module,
-            )
-
-    @contextmanager
-    def _unseen(self) -> Iterator[None]:
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
+    def leave_layer(self, frame: Frame, inputs: list[Tensor], result: Any) -> None:
+        kind, changed = type(frame.module).__name__, _changed(inputs, frame.before)
+        self._append(Kind.LAYER, frame.name, kind, self._operands(inputs), changed, result, module=frame.module)
 
     def _operands(self, tensors: list[Tensor]) -> tuple[Operand, ...]:
         return tuple(Operand(self._writers.get(id(t)), tuple(t.shape)) for t in tensors)
@@ -334,7 +271,7 @@ class _Recorder(TorchFunctionMode):
         name: str,
         op: str,
         operands: tuple[Operand, ...],
-        changed: list[Tensor] | tuple[()],
+        changed: list[Tensor],
         result: Any,
         *,
         owner: str = "",
@@ -343,33 +280,18 @@ class _Recorder(TorchFunctionMode):
         constants: Any = None,
     ) -> None:
         index = len(self.graph.nodes)
-        written = [*_tensors(result), *changed]
+        written = [*tensors_in(result), *changed]
         for tensor in changed:  # written in place: whoever shares the memory sees it
             memory = tensor.untyped_storage().data_ptr()
             written += [t for t in self._alive.values() if t.untyped_storage().data_ptr() == memory]
         for tensor in written:
             self._writers[id(tensor)] = index
             self._alive[id(tensor)] = tensor
-        first = written[0] if written else None
+        shape = tuple(written[0].shape) if written else ()
+        floating = bool(written) and written[0].is_floating_point()
         self.graph.nodes.append(
-            Node(
-                index=index,
-                kind=kind,
-                name=name,
-                op=op,
-                owner=owner,
-                ordinal=ordinal,
-                operands=operands,
-                shape=() if first is None else tuple(first.shape),
-                floating=first is not None and first.is_floating_point(),
-                module=module,
-                constants=constants,
-            )
+            Node(index, kind, name, op, owner, ordinal, operands, shape, floating, module, constants)
         )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _versions(tensors: list[Tensor]) -> dict[int, int]:

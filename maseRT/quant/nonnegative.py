@@ -1,0 +1,124 @@
+"""Which tensors of a graph can never be negative, whatever the data: targets with unsigned activations gain a bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from maseRT.quant.trace import Graph, Kind, Node
+
+_SOURCE_LAYERS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.Softmax,
+    nn.Softmax2d,
+    nn.Softplus,
+    nn.Softmin,
+)
+_SOURCE_OPERATIONS = frozenset(
+    ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "exp", "square")
+)
+_KEEPING_LAYERS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+)
+_POOLING = """
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d mean sum amax max amin min
+"""
+_KEEPING_OPERATIONS = frozenset(("cat", "stack", "add", "mul", "maximum", "sqrt", *_POOLING.split()))
+
+
+def nonnegative_nodes(graph: Graph, folded: frozenset[str] = frozenset()) -> frozenset[int]:
+    """Return the nodes whose result is never negative.
+
+    Args:
+        graph: the recorded dataflow.
+        folded: layers that no longer exist (BatchNorms); they hand on what they read.
+    """
+    found: set[int] = set()
+    for node in graph.nodes:
+        if _makes(node) or (_keeps(node, folded) and _reads_only(node, found)):
+            found.add(node.index)
+    return frozenset(found)
+
+
+def _makes(node: Node) -> bool:
+    if node.kind is Kind.LAYER:
+        module = node.module
+        if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+            return bool(module.min_val >= 0)
+        return isinstance(module, _SOURCE_LAYERS) or (isinstance(module, nn.Threshold) and _threshold(module))
+    if node.kind is not Kind.OPERATION:
+        return False
+    if node.op in _SOURCE_OPERATIONS:
+        return True
+    if node.op == "clamp":
+        return _at_least_zero(_argument(node, 1, "min"))
+    if node.op == "clamp_min":
+        return _at_least_zero(_argument(node, 1, "min"))
+    if node.op == "hardtanh":
+        return _at_least_zero(_argument(node, 1, "min_val"))
+    return False
+
+
+def _threshold(module: nn.Threshold) -> bool:
+    return module.threshold >= 0 and module.value >= 0
+
+
+def _keeps(node: Node, folded: frozenset[str]) -> bool:
+    """Nonnegative operands give a nonnegative result."""
+    if node.kind is Kind.LAYER:
+        if isinstance(node.module, nn.Upsample):
+            return bool(node.module.mode != "bicubic")
+        return node.reshapes or isinstance(node.module, _KEEPING_LAYERS)
+    if node.kind is not Kind.OPERATION:
+        return False
+    if node.op == "interpolate":
+        return bool(_argument(node, 3, "mode") != "bicubic")
+    if node.op in ("add", "mul"):
+        return all(value >= 0 for value in _numbers(node))
+    return node.passes or node.op in _KEEPING_OPERATIONS
+
+
+def _reads_only(node: Node, found: set[int]) -> bool:
+    sources = [operand.source for operand in node.operands]
+    if node.passes:  # the other operands are indices
+        sources = sources[:1]
+    return bool(sources) and all(source in found for source in sources)
+
+
+def _argument(node: Node, position: int, name: str) -> Any:
+    args, kwargs = node.constants
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _numbers(node: Node) -> list[float]:
+    args, kwargs = node.constants
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, int | float)]
+
+
+def _at_least_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value >= 0

@@ -1,0 +1,99 @@
+"""FP16 holds nothing beyond 65504: which layers and operations must stay in FP32 for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from maseRT.errors import UsageError
+from maseRT.plan import Plan
+from maseRT.precision import Precision
+from maseRT.quant.walk import Call, Frame, Walker, tensors_in
+
+HALF_MAX = 65504.0
+"""The largest FP16 number."""
+
+
+def keep_in_fp32(plan: Plan, found: Mapping[str, str], *, overflow: Literal["keep-fp32", "error"]) -> Plan:
+    """Return the plan with some layers and operations in FP32 (INT8 layers: with FP32 scales), and a note for each.
+
+    Args:
+        plan: as it was.
+        found: names of layers and operations, and what goes beyond the range of FP16.
+        overflow: "error" refuses them instead.
+
+    Raises:
+        UsageError: there are such layers, and overflow is "error".
+    """
+    if found and overflow == "error":
+        raise UsageError(
+            f"beyond the FP16 range of {HALF_MAX:g}: {'; '.join(f'{name} ({what})' for name, what in found.items())}",
+            where='[quantize] overflow = "error"',
+            fix='keep these layers in fp32 with rules, or set overflow = "keep-fp32"',
+        )
+    for name, what in found.items():
+        plan = plan.with_float(name, Precision.FP32, f"kept in fp32: {what}, beyond the FP16 range")
+    return replace(plan, notes=(*plan.notes, *(f"{name} is kept in fp32: {what}" for name, what in found.items())))
+
+
+@contextmanager
+def observed_overflow(model: nn.Module, plan: Plan) -> Iterator[dict[str, str]]:
+    """Find the layers and operations whose tensors leave the FP16 range in the batches that run inside the block.
+
+    The model must run in FP32 (`quantize_model(model, plan, master_weights=True)`); an FP16 one has overflowed already.
+
+    Yields:
+        layer or operation name -> what was seen, for `keep_in_fp32`; complete when the block ends.
+    """
+    found: dict[str, str] = {}
+    halves = {layer.name for layer in plan.layers if layer.float is Precision.FP16}
+    operations = {(o.owner, o.op, o.index): o.name for o in plan.operations if o.precision is Precision.FP16}
+    if not halves and not operations:
+        yield found
+        return
+    walker = _PeakWalker(model, plan, halves, operations)
+    with walker.hooked(), walker:
+        yield found
+    found |= walker.overflowing()
+
+
+class _PeakWalker(Walker):
+    """Remembers the largest magnitude that each FP16 layer and operation reads or writes."""
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, halves: set[str], operations: dict[tuple[str, str, int], str]
+    ) -> None:
+        layers = {model.get_submodule(layer.name): layer.name for layer in plan.layers}
+        inside = {module for layer in layers for module in layer.modules()}
+        super().__init__(layers, {module: name for name, module in model.named_modules() if module not in inside})
+        self._halves = halves
+        self._operations = operations
+        self._peaks: dict[str, Tensor] = {}
+
+    def overflowing(self) -> dict[str, str]:
+        peaks = {name: float(peak) for name, peak in self._peaks.items()}
+        return {name: f"its tensors reach {peak:.4g}" for name, peak in peaks.items() if peak > HALF_MAX}
+
+    def on_operation(self, call: Call) -> Any:
+        name = self._operations.get((call.frame.name, call.op, call.ordinal))
+        result = call.run()
+        if name is not None:
+            self._see(name, [*call.inputs, *tensors_in(result)])
+        return result
+
+    def leave_layer(self, frame: Frame, inputs: list[Tensor], result: Any) -> None:
+        if frame.name in self._halves:
+            self._see(frame.name, [*inputs, *tensors_in(result)])
+
+    def _see(self, name: str, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.is_floating_point() and tensor.numel():
+                finite = torch.nan_to_num(tensor.detach().float(), nan=0.0, posinf=0.0, neginf=0.0)  # masks hold -inf
+                peak = finite.abs().amax()
+                before = self._peaks.get(name)
+                self._peaks[name] = peak if before is None else torch.maximum(before, peak)

@@ -1,0 +1,395 @@
+"""model + [quantize] -> Plan: rules give precisions, the recorded dataflow gives placement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from maseRT.config import PrecisionRule, QuantizeSection
+from maseRT.errors import UsageError
+from maseRT.plan import Fold, LayerPlan, OperationPlan, Plan, first_matches
+from maseRT.precision import Precision
+from maseRT.quant.fold import folded
+from maseRT.quant.layers import LAYERS, default_specs, operands, refusal
+from maseRT.quant.nonnegative import nonnegative_nodes
+from maseRT.quant.overflow import HALF_MAX, keep_in_fp32
+from maseRT.quant.placement import (
+    POOLS,
+    RECURRENT,
+    Placement,
+    Placer,
+    amax_names_of,
+    find_folds,
+    flow_of,
+    folds_in_sequentials,
+    is_depthwise,
+    is_global_pool,
+    read_name,
+    residual_adds,
+    tiny_macs,
+)
+from maseRT.quant.trace import Graph, Kind, Node, is_layer, module_names, record_stable, training_differences
+
+_WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, *RECURRENT)
+_OPERATIONS_TO_QUANTIZE = frozenset(("add", "cat"))
+
+
+def make_plan(model: nn.Module, example: Tensor, section: QuantizeSection, *, model_name: str) -> Plan:
+    """Decide every layer's and operation's precision, and where Q/DQ pairs go. The model is not changed.
+
+    Args:
+        model: float, in eval mode.
+        example: a batch of its input.
+        section: the rules and settings.
+        model_name: for the plan and messages.
+
+    Raises:
+        UsageError: a rule matches nothing, contradicts another one about a shared layer, or asks for INT8 where there
+            is none; or weights overflow in half precision and the section says "error".
+    """
+    graph, untraced = record_stable(model, example)
+    planner = _Planner(model, graph, section)
+    notes = [f"placed layer by layer: {untraced}; {_LOST}"] if graph is None else []
+    plan = planner.plan(model_name, example, notes)
+    return keep_in_fp32(plan, planner.beyond_half(plan), overflow=section.overflow)
+
+
+_LOST = (
+    "inputs of residual adds and concatenations are not quantized, pools are not placed, no ranges are shared, "
+    "BatchNorms outside nn.Sequential are not folded and functional operations are not listed"
+)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a layer gets, and why."""
+
+    precision: Precision
+    reason: str
+    tiny: bool = False
+
+
+class _Planner:
+    """Holds what every decision looks at."""
+
+    def __init__(self, model: nn.Module, graph: Graph | None, section: QuantizeSection) -> None:
+        self._model = model
+        self._graph = graph
+        self._section = section
+        self._region = region_precision(section)
+        self._placed = graph is not None and section.placement == "tensorrt"
+        self._calls = _calls(graph)
+        self._modules, self._layers = self._find_layers()
+        self._operations = self._find_operations()
+        self._matches = first_matches(
+            section.rules, self._layers, where="quantize.rules", others=[o.name for o in self._operations]
+        )
+        self._check_rules()
+
+    def plan(self, model_name: str, example: Tensor, notes: list[str]) -> Plan:
+        """Put the decisions together."""
+        choices = self._choices()
+        folds = self._folds(choices)
+        placement, frozen_note = self._place(choices, folds, example)
+        for name, reason in placement.pools.items():
+            choices[name] = _Choice(Precision.INT8, reason)
+        into = {fold.batchnorm: fold.layer for fold in folds}
+        layers = tuple(self._layer_plan(layer, choices, into) for layer in self._layers)
+        plan = Plan(
+            model=model_name,
+            float=self._region,
+            placement=self._section.placement if self._placed else "layerwise",
+            backend=self._section.backend,
+            layers=layers,
+            folds=tuple(folds),
+            operations=self._operations,
+            sites=tuple(placement.sites),
+            ties=tuple(placement.ties),
+            notes=(*notes, *frozen_note, *self._shadowed_rules()),
+        )
+        return self._with_flow(plan, frozenset(into))
+
+    def beyond_half(self, plan: Plan) -> dict[str, str]:
+        """Return the layers that are to be FP16 but hold weights beyond its range, and which.
+
+        Raises:
+            UsageError: a parameter outside of the layers does; no layer can be kept in FP32 for it.
+        """
+        found = {}
+        folds = {fold.layer: fold.batchnorm for fold in plan.folds}
+        gone = set(folds.values())
+        for layer in plan.layers:
+            if layer.float is Precision.FP16 and layer.name not in gone:
+                module = self._modules[layer.name]
+                tensors = dict(module.state_dict())
+                if layer.name in folds:
+                    tensors["weight"], tensors["bias"] = folded(module, self._modules[folds[layer.name]])
+                worst = {name: peak for name, t in tensors.items() if (peak := _peak(t)) > HALF_MAX}
+                if worst:
+                    name = max(worst, key=lambda key: worst[key])
+                    found[layer.name] = f"{name} reaches {worst[name]:.4g}"
+        if plan.float is Precision.FP16:
+            self._check_loose_tensors()
+        return found
+
+    def _check_loose_tensors(self) -> None:
+        for module, names in module_names(self._model).items():
+            if names[0] in self._modules:
+                continue
+            loose = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in loose:
+                if _peak(tensor) > HALF_MAX:
+                    raise UsageError(
+                        f"reaches {_peak(tensor):.4g}, beyond the FP16 range of {HALF_MAX:g}, and belongs to no layer",
+                        where=".".join(filter(None, (names[0], name))),
+                        fix='set [quantize] float = "fp32" or "bf16"',
+                    )
+
+    def _find_layers(self) -> tuple[dict[str, nn.Module], list[LayerPlan]]:
+        """Return the layers in the order of execution; those that were not reached come last."""
+        names = module_names(self._model)
+        listed = {n[0]: (module, n[1:]) for module, n in names.items() if self._is_listed(module, n[0])}
+        order = [name for name in self._calls if name in listed]
+        order += [name for name in listed if name not in self._calls]
+        layers = [
+            LayerPlan(
+                name=name,
+                type=type(listed[name][0]).__name__,
+                precision=self._region,
+                weight=None,
+                input=None,
+                reason="",
+                float=self._region,
+                weighted=_is_weighted(listed[name][0]),
+                aliases=tuple(listed[name][1]),
+            )
+            for name in order
+        ]
+        return {name: listed[name][0] for name in order}, layers
+
+    def _is_listed(self, module: nn.Module, name: str) -> bool:
+        if is_layer(module):
+            return not Node(0, Kind.LAYER, name, "", "", 0, (), (), True, module).reshapes
+        return not any(True for _ in module.children()) and type(module).forward is not nn.Module.forward
+
+    def _find_operations(self) -> tuple[OperationPlan, ...]:
+        found: dict[str, OperationPlan] = {}
+        for node in self._graph.nodes if self._graph is not None else ():
+            if node.kind is Kind.OPERATION and node.floating and not node.passes and node.owner not in self._modules:
+                found.setdefault(
+                    node.name, OperationPlan(node.name, node.owner, node.op, node.ordinal, self._region, "float")
+                )
+        return tuple(found.values())
+
+    def _rule_of(self, name: str) -> tuple[PrecisionRule | None, str]:
+        index = self._matches.get(name)
+        if index is None:
+            return None, "default"
+        rule = self._section.rules[index]
+        return rule, f"rule {index + 1}: {rule.describe()}"
+
+    def _check_rules(self) -> None:
+        """Refuse a rule that asks for INT8 where nothing can take it."""
+        for index, rule in enumerate(self._section.rules):
+            chosen = [name for name, match in self._matches.items() if match == index]
+            if rule.precision.is_float or not chosen:
+                continue
+            reasons = [_refusal(self._modules[name]) if name in self._modules else _NO_LAYER for name in chosen]
+            if all(reason is not None for reason in reasons):
+                raise UsageError(
+                    f"the rule {rule.describe()} asks for int8: {chosen[0]} cannot take it, {reasons[0]}",
+                    where=f"quantize.rules[{index}]",
+                    fix=f"layers that can: {', '.join(sorted(known.__name__ for known in LAYERS))}",
+                )
+
+    def _shadowed_rules(self) -> list[str]:
+        deciding = set(self._matches.values())
+        return [
+            f"rule {index + 1} ({rule.describe()}) decides nothing: earlier rules match the same layers"
+            for index, rule in enumerate(self._section.rules)
+            if index not in deciding
+        ]
+
+    def _choices(self) -> dict[str, _Choice]:
+        choices = {layer.name: self._choice(layer) for layer in self._layers}
+        tiny = {name for name, choice in choices.items() if choice.tiny}
+        if all(layer.name in tiny for layer in self._layers if layer.weighted):
+            for name in tiny:
+                choices[name] = _Choice(Precision.INT8, "default; tiny, but the model has nothing larger")
+        return choices
+
+    def _choice(self, layer: LayerPlan) -> _Choice:
+        rule, source = self._rule_of(layer.name)
+        told = rule.precision if rule is not None else self._section.precision
+        if told.is_float:
+            if rule is None and not layer.weighted:
+                return _Choice(self._region, "float")
+            return _Choice(told, source)
+        obstacle = self._obstacle(layer, rule)
+        if obstacle is not None:
+            return _Choice(self._region, obstacle, tiny=obstacle.startswith("tiny"))
+        return _Choice(Precision.INT8, source)
+
+    def _obstacle(self, layer: LayerPlan, rule: PrecisionRule | None) -> str | None:
+        """Say why a layer that is to be INT8 stays float, or None."""
+        module = self._modules[layer.name]
+        reason = _refusal(module)
+        if reason is not None:
+            return reason
+        by_name = rule is not None and (rule.name or rule.regex or rule.type) is not None
+        if isinstance(module, RECURRENT) and not by_name:
+            return "INT8 would unroll it over time; a rule that names it or its type asks for that"
+        if rule is not None:
+            return None
+        if is_depthwise(module) and not self._section.depthwise:
+            return "depth-wise, and depthwise = false"
+        if self._graph is not None and layer.name not in self._calls:
+            return "the example does not reach it"
+        return self._cost(layer, module) if self._placed else None
+
+    def _cost(self, layer: LayerPlan, module: nn.Module) -> str | None:
+        """Say why INT8 would only cost, or None."""
+        calls = self._calls[layer.name]
+        if isinstance(module, POOLS):
+            return "pool with a float layer beside it" if len(calls) == 1 else "pool used at several places"
+        macs = [tiny_macs(node) for node in calls]
+        if all(count is not None for count in macs):
+            return f"tiny: {max(filter(None, macs), default=0)} multiply-adds per sample, INT8 would only cost"
+        return None
+
+    def _folds(self, choices: Mapping[str, _Choice]) -> list[Fold]:
+        shared = frozenset(layer.name for layer in self._layers if layer.aliases)
+        if self._graph is None:
+            folds = folds_in_sequentials(self._model)
+        else:
+            folds, _ = find_folds(self._graph, shared)
+        return [fold for fold in folds if self._may_fold(fold, choices)]
+
+    def _may_fold(self, fold: Fold, choices: Mapping[str, _Choice]) -> bool:
+        """Whether no rule wants the BatchNorm in another precision than its layer has."""
+        return fold.batchnorm not in self._matches or (
+            choices[fold.batchnorm].precision is self._float_of(choices[fold.layer])
+        )
+
+    def _float_of(self, choice: _Choice) -> Precision:
+        return choice.precision if choice.precision.is_float else self._region
+
+    def _place(
+        self, choices: Mapping[str, _Choice], folds: Iterable[Fold], example: Tensor
+    ) -> tuple[Placement, list[str]]:
+        if self._graph is None or not self._placed:
+            return Placement(), []
+        names = self._modules
+        arguments = {
+            "int8": frozenset(name for name, choice in choices.items() if choice.precision is Precision.INT8),
+            "folded": frozenset(fold.batchnorm for fold in folds),
+            "free_pools": frozenset(
+                name
+                for name, module in names.items()
+                if self._matches.get(name) is None and _is_free_pool(module, self._calls.get(name, []))
+                if self._section.precision is Precision.INT8
+            ),
+        }
+        placement = Placer(self._graph, frozen_owners=frozenset(), **arguments).place()
+        if not placement.sites:
+            return placement, []
+        differing, note = training_differences(self._model, example, self._graph)
+        if note:
+            return placement, [f"fine-tuning may count operations otherwise: the model {note}"]
+        owners = sorted({site.owner for site in placement.sites} & differing)
+        if not owners:
+            return placement, []
+        placement = Placer(self._graph, frozen_owners=frozenset(owners), **arguments).place()
+        where = ", ".join(owner or "the model" for owner in owners)
+        return placement, [f"no operands are quantized in {where}: other operations run there in training"]
+
+    def _layer_plan(self, layer: LayerPlan, choices: Mapping[str, _Choice], into: Mapping[str, str]) -> LayerPlan:
+        choice = choices[layer.name]
+        if layer.name in into:
+            target = choices[into[layer.name]]
+            return replace(
+                layer,
+                precision=self._float_of(target),
+                float=self._float_of(target),
+                reason=f"folded into {into[layer.name]}",
+            )
+        if choice.precision.is_float:
+            return replace(layer, precision=choice.precision, float=choice.precision, reason=choice.reason)
+        module = self._modules[layer.name]
+        input_spec, weight_spec = default_specs(module)
+        return replace(layer, precision=Precision.INT8, weight=weight_spec, input=input_spec, reason=choice.reason)
+
+    def _with_flow(self, plan: Plan, gone: frozenset[str]) -> Plan:
+        """Add the operations' precisions and what later targets want to know about the dataflow."""
+        if self._graph is None:
+            return plan
+        graph = self._graph
+        int8 = frozenset(layer.name for layer in plan.layers if layer.precision is Precision.INT8)
+        adds = residual_adds(graph, folded=gone, preferred=int8)
+        pools = {read_name(n, 0) or f"{n.name}.0": n for n in graph.nodes if is_global_pool(n)}
+        candidates = [
+            (node, operand)
+            for node in graph.nodes
+            if node.kind is Kind.OPERATION
+            and (node.op in _OPERATIONS_TO_QUANTIZE or "pool" in node.op or node.op == "mean")
+            for operand in range(len(node.operands))
+        ]
+        return replace(
+            plan,
+            operations=tuple(self._with_rule(operation) for operation in plan.operations),
+            nonnegative=tuple(amax_names_of(graph, nonnegative_nodes(graph, gone), candidates)),
+            residual_adds=tuple(adds),
+            global_pools=tuple(pools),
+            flow=tuple(flow_of(graph, folded=gone, inside=self._name_in_plan)),
+        )
+
+    def _with_rule(self, operation: OperationPlan) -> OperationPlan:
+        rule, source = self._rule_of(operation.name)
+        if rule is None or not rule.precision.is_float:
+            return operation
+        return replace(operation, precision=rule.precision, reason=source)
+
+    def _name_in_plan(self, node: Node) -> str:
+        return node.owner if node.kind is Kind.OPERATION and node.owner in self._modules else node.name
+
+
+_NO_LAYER = "it is an operation; INT8 operands of operations follow from the layers around them"
+
+
+def region_precision(section: QuantizeSection) -> Precision:
+    """Return the precision of what is not INT8: `float`, or a float `precision` where `float` is not given."""
+    if section.precision.is_float and "float" not in section.model_fields_set:
+        return section.precision
+    return section.float
+
+
+def _calls(graph: Graph | None) -> dict[str, list[Node]]:
+    calls: dict[str, list[Node]] = {}
+    for node in graph.nodes if graph is not None else ():
+        if node.kind is Kind.LAYER:
+            calls.setdefault(node.name, []).append(node)
+        elif node.kind is Kind.OPERATION:
+            calls.setdefault(node.owner, [])
+    return calls
+
+
+def _refusal(module: nn.Module) -> str | None:
+    if type(module) not in LAYERS:
+        return f"a {type(module).__name__} has no quantized form"
+    return refusal(module)
+
+
+def _is_weighted(module: nn.Module) -> bool:
+    if type(module) in LAYERS:
+        return any(operand.role == "weight" for operand in operands(module))
+    return isinstance(module, _WEIGHTED)
+
+
+def _is_free_pool(module: nn.Module, calls: list[Node]) -> bool:
+    return isinstance(module, POOLS) and _refusal(module) is None and len(calls) == 1
+
+
+def _peak(tensor: Tensor) -> float:
+    return float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0

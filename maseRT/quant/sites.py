@@ -1,0 +1,188 @@
+"""Treats the operands and results of functional operations: Q/DQ on an operand, a float precision for the operation.
+
+A module whose forward calls such operations takes on a subclass of its own class whose forward runs under a small
+TorchFunctionMode; the mode counts the calls as the recording did. It works eagerly, in training, under torch.export and
+under torch.compile, and leaves the module's code as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from maseRT.errors import UsageError
+from maseRT.plan import OperationPlan, SitePlan
+from maseRT.quant.operations import as_type, operation_name, with_tensors
+from maseRT.quant.quantizer import SUFFIX, Quantizer
+
+_ATTRIBUTE = "_treated_operations"
+
+
+@dataclass
+class Treatment:
+    """What happens around one call of an operation.
+
+    Attributes:
+        quantizers: operand -> where below the owner its quantizer is, as (container, name).
+        precision: the type that floating-point operands are cast to; None leaves them.
+        output: the type that the result is cast to.
+    """
+
+    quantizers: dict[int, tuple[str, str]] = field(default_factory=dict)
+    precision: torch.dtype | None = None
+    output: torch.dtype | None = None
+
+
+@dataclass
+class _Treated:
+    """A module's treatments, by (operation, how many calls precede it), and how deep in submodules the forward is."""
+
+    treatments: dict[tuple[str, int], Treatment] = field(default_factory=dict)
+    depth: int = 0
+
+    def enter(self, *_: object) -> None:
+        self.depth += 1
+
+    def leave(self, *_: object) -> None:
+        self.depth -= 1
+
+
+def add_sites(model: nn.Module, sites: Iterable[SitePlan]) -> None:
+    """Give every site its quantizer, a submodule of the owner, and route the operand through it.
+
+    Raises:
+        UsageError: the model has no such owner.
+    """
+    for site in sites:
+        owner = _owner(model, site.owner)
+        container = site.operation.removeprefix(f"{site.owner}.") if site.owner else site.operation
+        if container not in owner._modules:
+            owner.add_module(container, nn.ModuleDict())
+        quantizer = Quantizer(site.spec)
+        quantizer.name = site.name
+        key = f"{site.operand}{SUFFIX}"
+        owner.get_submodule(container).add_module(key, quantizer.to(_device(model)))
+        _treatment(owner, site.op, site.index).quantizers[site.operand] = (container, key)
+
+
+def set_precisions(
+    model: nn.Module,
+    operations: Iterable[OperationPlan],
+    dtypes: Callable[[OperationPlan], tuple[torch.dtype, torch.dtype]],
+) -> None:
+    """Make operations compute in a float type of their own.
+
+    Args:
+        model: holds the owners.
+        operations: which ones.
+        dtypes: the types in which an operation computes and hands on its result.
+
+    Raises:
+        UsageError: the model has no such owner.
+    """
+    for operation in operations:
+        treatment = _treatment(_owner(model, operation.owner), operation.op, operation.index)
+        treatment.precision, treatment.output = dtypes(operation)
+
+
+class _TreatingMode(TorchFunctionMode):
+    """Counts an owner's operations in one forward and treats those that have a treatment."""
+
+    def __init__(self, owner: nn.Module, treated: _Treated) -> None:
+        super().__init__()
+        self._owner = owner
+        self._treated = treated
+        self._names = {name for name, _ in treated.treatments}
+        self._counts: dict[str, int] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._treated.depth:
+            return func(*args, **kwargs)
+        op = operation_name(func)
+        if op not in self._names:
+            return func(*args, **kwargs)
+        index = self._counts.get(op, 0)
+        self._counts[op] = index + 1
+        treatment = self._treated.treatments.get((op, index))
+        if treatment is None:
+            return func(*args, **kwargs)
+        return self._call(treatment, func, args, kwargs)
+
+    def _call(
+        self, treatment: Treatment, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        replaced: list[tuple[Tensor, Tensor]] = []
+
+        def treat(operand: int, tensor: Tensor) -> Tensor:
+            new: Tensor = tensor if treatment.precision is None else as_type(tensor, treatment.precision)
+            if operand in treatment.quantizers:
+                container, key = treatment.quantizers[operand]
+                new = self._owner.get_submodule(container).get_submodule(key)(new)
+            if operand == 0 and new is not tensor:
+                replaced.append((tensor, new))
+            return new
+
+        new_args, new_kwargs = with_tensors(args, kwargs, treat)
+        result = func(*new_args, **new_kwargs)
+        if replaced and _writes_in_place(func, kwargs):
+            original, copy = replaced[0]
+            result = original.copy_(copy)
+        return result if treatment.output is None else as_type(result, treatment.output)
+
+
+def _writes_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the caller may go on with the first operand instead of the result: `x.add_(y)`, not `x += y`."""
+    name = getattr(func, "__name__", "")
+    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
+
+def _treatment(owner: nn.Module, op: str, index: int) -> Treatment:
+    treated = getattr(owner, _ATTRIBUTE, None)
+    if treated is None:
+        treated = _Treated()
+        setattr(owner, _ATTRIBUTE, treated)
+        for module in owner.modules():
+            if module is not owner:
+                module.register_forward_pre_hook(treated.enter)
+                module.register_forward_hook(treated.leave, always_call=True)
+        owner.__class__ = _treating(type(owner))
+    return treated.treatments.setdefault((op, index), Treatment())
+
+
+_TREATING: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _treating(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass whose forward runs under the mode; its signature stays, torch.export reads it."""
+    if cls in _TREATING:
+        return _TREATING[cls]
+
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        treated: _Treated = getattr(self, _ATTRIBUTE)
+        treated.depth = 0
+        with _TreatingMode(self, treated):
+            return cls.forward(self, *args, **kwargs)
+
+    _TREATING[cls] = type(f"Treated{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})
+    return _TREATING[cls]
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise UsageError(f"the model has no module '{name}'", where="plan", fix="run `masert quantize` again") from None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
