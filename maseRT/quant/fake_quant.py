@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,25 +41,25 @@ class Grid:
     open_high: float
 
 
-def grid_from_scale(scale: Tensor, *, quant_min: int, quant_max: int) -> Grid:
-    """Return the grid of a positive float32 scale of shape []."""
-    scale = scale.detach().to("cpu", torch.float32)
+def grid_from_scale(scale: float, *, quant_min: int, quant_max: int) -> Grid:
+    """Return the grid of a positive scale that is exactly a float32."""
+    step = np.float32(scale)
     return Grid(
-        scale=float(scale),
-        low=float(scale * quant_min),
-        high=float(scale * quant_max),
-        open_low=_first_outside(scale, quant_min - 0.5, lambda q: q < quant_min),
-        open_high=_first_outside(scale, quant_max + 0.5, lambda q: q > quant_max),
+        scale=float(step),
+        low=float(step * np.float32(quant_min)),
+        high=float(step * np.float32(quant_max)),
+        open_low=_first_outside(step, quant_min - 0.5, lambda q: q < quant_min),
+        open_high=_first_outside(step, quant_max + 0.5, lambda q: q > quant_max),
     )
 
 
-def _first_outside(scale: Tensor, edge: float, outside: Callable[[float], bool]) -> float:
-    """Return the float32 nearest to zero whose rounded quotient is outside; edge * scale is within a few ulp of it."""
-    x, zero, far = scale * edge, torch.zeros(()), torch.tensor(math.copysign(math.inf, edge))
-    while outside(float((x / scale).round())):
-        x = torch.nextafter(x, zero)
-    while not outside(float((x / scale).round())):
-        x = torch.nextafter(x, far)
+def _first_outside(scale: np.float32, edge: float, outside: Callable[[np.float32], np.bool]) -> float:
+    """Return the float32 nearest to zero whose rounded quotient is outside; scale * edge is within a few ulp of it."""
+    x, zero, far = scale * np.float32(edge), np.float32(0), np.float32(math.copysign(math.inf, edge))
+    while outside(np.rint(x / scale)):
+        x = np.nextafter(x, zero)
+    while not outside(np.rint(x / scale)):
+        x = np.nextafter(x, far)
     return float(x)
 
 
@@ -81,13 +82,13 @@ def fake_quantize_unclipped(x: Tensor, scale: Tensor) -> Tensor:
     return _Unclipped.apply(x, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def fake_quantize_learned(x: Tensor, amax: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
-    """Fake-quantize x with a range of shape [] that is trained (LSQ, Esser et al. 2020, equations 1 to 3).
+def fake_quantize_learned(x: Tensor, amax: Tensor, grid: Grid) -> Tensor:
+    """Fake-quantize x with the grid of a range of shape [] that is trained (LSQ, Esser et al. 2020, equations 1 to 3).
 
     The gradient of the scale s is round(x/s) - x/s inside the range and quant_min or quant_max outside, summed over x
     and divided by sqrt(numel * quant_max); that of amax = s * quant_max follows.
     """
-    return _Learned.apply(x, amax, quant_min, quant_max)  # type: ignore[no-any-return, no-untyped-call]
+    return _Learned.apply(x, amax, grid)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def max_abs(x: Tensor, axis: int | None) -> Tensor:
@@ -142,18 +143,16 @@ class _Unclipped(torch.autograd.Function):
 
 class _Learned(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, amax: Tensor, quant_min: int, quant_max: int) -> Tensor:
-        scale = amax.clamp(min=AMAX_FLOOR) / quant_max
-        y = torch.div(x, scale).round_().clamp_(quant_min, quant_max).mul_(scale)
-        ctx.save_for_backward(x, y, scale)
-        ctx.range = quant_min, quant_max
+    def forward(ctx: Any, x: Tensor, amax: Tensor, grid: Grid) -> Tensor:
+        y = _on_grid(x, grid)
+        ctx.save_for_backward(x, y)
+        ctx.grid = grid
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, y, scale = ctx.saved_tensors
-        quant_min, quant_max = ctx.range
-        q = torch.div(x, scale).round_()
-        passed = grad * ((q >= quant_min) & (q <= quant_max))
-        along_scale = ((grad * y).sum() - (passed * x).sum()) / scale
-        return passed, along_scale / (math.sqrt(x.numel() * quant_max) * quant_max), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x, y), grid = ctx.saved_tensors, ctx.grid
+        passed = torch.ops.aten.hardtanh_backward(grad, x, grid.open_low, grid.open_high)
+        along_scale = (torch.vdot(grad.flatten(), y.flatten()) - torch.vdot(passed.flatten(), x.flatten())) / grid.scale
+        quant_max = round(grid.high / grid.scale)
+        return passed, along_scale / (math.sqrt(x.numel() * quant_max) * quant_max), None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maseRT.errors import StepError
 from maseRT.precision import QuantSpec
 from maseRT.quant.fake_quant import (
+    AMAX_FLOOR,
     Grid,
     fake_quantize,
     fake_quantize_learned,
@@ -121,14 +122,15 @@ class Quantizer(nn.Module):
                 self.amax.copy_(max_abs(x, axis))
             return fake_quantize_unclipped(x, _along(axis, self.scale.to(dtype).float(), x))
         if isinstance(self.amax, nn.Parameter) and self.training:
-            return fake_quantize_learned(x, self.amax, quant_min=low, quant_max=high)
+            scale = float(self.scale.clamp(min=AMAX_FLOOR / high))
+            return fake_quantize_learned(x, self.amax, grid_from_scale(scale, quant_min=low, quant_max=high))
         if torch.compiler.is_compiling():
             return fake_quantize_scaled(x, _along(axis, self.scale.to(dtype).float(), x), quant_min=low, quant_max=high)
         if axis is not None:
             return fake_quantize_scaled(x, _along(axis, self._scale(dtype), x), quant_min=low, quant_max=high)
         known = self._known()
         if dtype not in known.grids:
-            known.grids[dtype] = grid_from_scale(self._scale(dtype), quant_min=low, quant_max=high)
+            known.grids[dtype] = grid_from_scale(float(self._scale(dtype)), quant_min=low, quant_max=high)
         return fake_quantize(x, known.grids[dtype])
 
     def _known(self) -> _Checked:
