@@ -149,8 +149,8 @@ def _kind_of_method(value: Any) -> str:
     """Tell which form an entry has, so that only that form's mistakes are reported."""
     if isinstance(value, str):
         return "Name"
-    keys = set(value) if isinstance(value, dict) else type(value).model_fields if isinstance(value, Section) else set()
-    return "MethodRule" if keys & {"method", *LayerRule.model_fields} else "Percentile"
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+    return "MethodRule" if {"method", *LayerRule.model_fields} & set(keys) else "Percentile"
 
 
 _MethodName = Annotated[Literal["max", "entropy", "mse"], Tag("Name")]

@@ -74,8 +74,9 @@ def train_epoch(
     for (inputs, labels), rate in zip(batches, rate_at, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate
+        inputs, labels = fabric.to_device((inputs, labels))
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(inputs), labels)
+        loss = F.cross_entropy(_forward(model, inputs), labels)
         fabric.backward(loss)
         optimizer.step()
         total += loss.item() * len(labels)
@@ -85,3 +86,17 @@ def train_epoch(
                 f"the loss became {loss.item()} after {samples} samples", fix="lower the learning rate"
             )
     return total / samples
+
+
+def _forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    try:
+        logits: Tensor = model(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise StepError(
+            f"BatchNorm cannot train on a batch of {len(inputs)}: {error}",
+            where="training",
+            fix="choose a [data] batch_size that leaves more than one sample for the last batch",
+        ) from error
+    return logits

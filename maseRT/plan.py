@@ -188,13 +188,14 @@ class Plan:
     def output_of(self, name: str) -> Precision:
         """Return the type in which a layer, an operation or INPUT hands its result on.
 
-        That is its own type where everything that reads it wants that one, else the type of the region around it.
+        That is its own type or that of the region around it, whichever takes fewer casts: every reader casts what has
+        another type than its own.
         """
         own = self._floats[name]
-        readers = self._consumers.get(name)
-        if readers and all(self._floats[reader] is own for reader in readers):
-            return own
-        return self.float
+        readers = [self._floats[reader] for reader in self._consumers.get(name, ())]
+        kept = sum(reader is not own for reader in readers)
+        cast = 1 + sum(reader is not self.float for reader in readers)
+        return own if kept < cast or (kept == cast and own in readers) else self.float
 
     def with_precision(self, name: str, precision: Precision, reason: str) -> Plan:
         """Return the plan with another float precision for one layer or operation, and what follows from that.

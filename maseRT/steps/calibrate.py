@@ -7,22 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from maseRT.checkpoints import save_tensors
-from maseRT.config import CalibrateSection, MethodRule
+from maseRT.config import CalibrateSection, MethodRule, QuantizeSection
 from maseRT.data import calibration_subset, loader
 from maseRT.errors import UsageError
 from maseRT.evaluate import Metrics
 from maseRT.plan import Plan, matching_layers, owner_of
-from maseRT.quant import quantize_model
+from maseRT.quant import keep_in_fp32, observed_overflow
 from maseRT.quant.calibrators import Method, amax_from_histograms
 from maseRT.quant.histogram import Histogram, tensors_from_histograms
 from maseRT.quant.observe import load_amax, observe
 from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
-from maseRT.steps.common import Setting, load_plan, load_quantized, save_quantized, set_up, validate
+from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, validate
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
 
@@ -63,13 +64,11 @@ def run(context: Context) -> StepResult:
         raise UsageError("the config has no [calibrate] section")
     workspace = context.workspace
     setting = set_up(context)
-    plan = load_plan(workspace.plan, made_by="quantize")
-    model = quantize_model(setting.model, plan)
-    load_quantized(workspace.quantized_checkpoint, model, workspace.plan, made_by="quantize")
-    model.eval().to(context.device)
+    model, plan = rebuild(context, setting, workspace.plan, workspace.quantized_checkpoint, master_weights=True)
+    model.to(context.device)
+    histograms, plan = _observe(context, setting, model, plan, section)
     if not plan.has_int8:
         return _nothing_to_do(context, model, plan)
-    histograms = _observe(context, setting, model, section)
     with quantizers_off(model):
         float_metrics = validate(context, setting, model)
     candidates = [
@@ -81,14 +80,18 @@ def run(context: Context) -> StepResult:
     return _save(context, model, plan, histograms, candidates, best, float_metrics)
 
 
-def _observe(context: Context, setting: Setting, model: nn.Module, section: CalibrateSection) -> dict[str, Histogram]:
+def _observe(
+    context: Context, setting: Setting, model: nn.Module, plan: Plan, section: CalibrateSection
+) -> tuple[dict[str, Histogram], Plan]:
+    """Return every quantized tensor's histogram, and the plan without what would overflow in FP16."""
     data = context.config.data
     subset = calibration_subset(setting.splits, samples=section.batches * data.batch_size, seed=context.config.run.seed)
     batches = loader(subset, batch_size=data.batch_size)
-    with observe(model) as histograms:
+    with torch.inference_mode(), observed_overflow(model, plan) as overflow, observe(model) as histograms:
         for inputs, _ in context.reporter.track(batches, description="calibrate", total=len(batches)):
             model(inputs.to(context.device))
-    return histograms
+    quantize = context.config.quantize or QuantizeSection()
+    return histograms, keep_in_fp32(plan, overflow, overflow=quantize.overflow)
 
 
 def _methods(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from maseRT.checkpoints import load_tensors, save_tensors
 from maseRT.data import Splits, check_data, load_data, loader
-from maseRT.errors import StepError, UsageError
+from maseRT.errors import StepError
 from maseRT.evaluate import Metrics, evaluate_module
 from maseRT.learning import set_up_torch
 from maseRT.models import Checkpoint, build_model, check_model, load_checkpoint, load_weights
@@ -19,6 +20,8 @@ from maseRT.quant import quantize_model
 from maseRT.records import sha256
 from maseRT.steps.table import Context, final_checkpoint, final_plan, producers, trains
 from maseRT.workspace import read_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,6 @@ def set_up(context: Context) -> Setting:
     model = build_model(config.model, num_classes=splits.num_classes, input_shape=splits.input_shape)
     sample = next(iter(loader(splits.train, batch_size=2)))[0]
     logits = check_model(model, sample)
-    if logits.dim() != 2:
-        raise UsageError(
-            f"the output has shape {tuple(logits.shape)}; a classifier gives [batch, classes]",
-            where=config.model.name,
-            fix="wrap the model so that it returns logits",
-        )
     check_data(splits, outputs=logits.shape[1])
     return Setting(splits, model, sample, logits.shape[1])
 
@@ -78,7 +75,9 @@ def load_float_weights(context: Context, model: nn.Module) -> None:
     """Fill a float model with the baseline: trained here, a user's checkpoint, or random where that is allowed."""
     checkpoint = user_checkpoint(context)
     if checkpoint is not None:
-        load_weights(model, checkpoint, where=str(context.config.model.checkpoint))
+        left_out = load_weights(model, checkpoint, where=str(context.config.model.checkpoint))
+        if left_out:
+            log.info("left out of the checkpoint: %s", ", ".join(left_out))
     elif trains(context.config):
         state, _ = load_tensors(context.workspace.float_checkpoint, made_by="train")
         model.load_state_dict(state)
@@ -111,20 +110,29 @@ def load_quantized(path: Path, model: nn.Module, plan: Path, *, made_by: str) ->
 
 
 def rebuild(
-    context: Context, setting: Setting, plan_path: Path, checkpoint: Path, *, made_by: str
+    context: Context, setting: Setting, plan_path: Path, checkpoint: Path, *, master_weights: bool
 ) -> tuple[nn.Module, Plan]:
-    """Return the fake-quantized model of a plan and a checkpoint, in eval mode. The setting's model becomes it."""
-    plan = load_plan(plan_path, made_by=producers(context.workspace)[plan_path])
-    model = quantize_model(setting.model, plan)
-    load_quantized(checkpoint, model, plan_path, made_by=made_by)
+    """Return the fake-quantized model of a plan and a checkpoint, in eval mode. The setting's model becomes it.
+
+    Args:
+        context: of the step.
+        setting: with a model whose weights may be any.
+        plan_path: the plan.
+        checkpoint: made with this plan.
+        master_weights: everything that is not INT8 in FP32, for calibration and training.
+    """
+    made_by = producers(context.workspace)
+    plan = load_plan(plan_path, made_by=made_by[plan_path])
+    model = quantize_model(setting.model, plan, master_weights=master_weights)
+    load_quantized(checkpoint, model, plan_path, made_by=made_by[checkpoint])
     return model.eval(), plan
 
 
 def rebuild_final(context: Context, setting: Setting) -> tuple[nn.Module, Plan]:
-    """Return the model that is exported, in eval mode. The setting's model becomes it."""
-    checkpoint = final_checkpoint(context.config, context.workspace)
-    plan_path = final_plan(context.config, context.workspace)
-    return rebuild(context, setting, plan_path, checkpoint, made_by=producers(context.workspace)[checkpoint])
+    """Return the model that is exported, in its own precisions and eval mode. The setting's model becomes it."""
+    config, workspace = context.config, context.workspace
+    plan, checkpoint = final_plan(config, workspace), final_checkpoint(config, workspace)
+    return rebuild(context, setting, plan, checkpoint, master_weights=False)
 
 
 def validate(context: Context, setting: Setting, model: nn.Module) -> Metrics:

@@ -79,7 +79,7 @@ def _compare(file: Path, sample: Tensor, reference: Tensor, path: Path, *, threa
     if why_not:
         log.warning("%s was not compared with torch: %s", path.name, why_not)
         return {}
-    found = {}
+    found: dict[str, Agreement] = {}
     levels: tuple[Optimization, ...] = ("disabled", "all")
     for level in levels:
         with runtime.open(file, "cpu", threads=threads, optimization=level) as session:

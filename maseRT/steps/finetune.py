@@ -102,7 +102,7 @@ def run(context: Context) -> StepResult:
     if section is None:
         raise UsageError("the config has no [finetune] section")
     setting = set_up(context)
-    model, plan = rebuild(context, setting, workspace.final_plan, workspace.calibrated_checkpoint, made_by="calibrate")
+    model, plan = rebuild(context, setting, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=True)
     if not plan.has_int8:
         return _nothing_to_do(context)
     schedule = schedule_from(context.config, user_checkpoint(context))
@@ -153,7 +153,7 @@ def _one_epoch(
     epoch: int,
     per_epoch: int,
 ) -> float:
-    batches = fabric.setup_dataloaders(setting.batches(context, "train", shuffle=True, epoch=epoch))
+    batches = setting.batches(context, "train", shuffle=True, epoch=epoch)
     first, steps = (epoch - 1) * per_epoch, schedule.epochs * per_epoch
     rates = (
         cosine_rate(first + i, steps, initial=schedule.initial_learning_rate, final=schedule.final_learning_rate)

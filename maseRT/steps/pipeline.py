@@ -15,7 +15,7 @@ from typing import Any, Literal
 from maseRT.config import Config
 from maseRT.data.files import data_files
 from maseRT.errors import StepError, UsageError
-from maseRT.factories import factory_source
+from maseRT.factories import factory_source, module_source
 from maseRT.hardware import nvidia_gpus, resolve_device
 from maseRT.progress import Reporter
 from maseRT.records import (
@@ -211,7 +211,7 @@ class Run:
         """Return the user's own files that a result depends on: the checkpoint, factories, plug-ins."""
         config = self.config
         found = [factory_source(config.model.name), factory_source(config.data.name)]
-        found += [factory_source(plugin) for plugin in (config.quantize.plugins if config.quantize else ())]
+        found += [module_source(plugin) for plugin in (config.quantize.plugins if config.quantize else ())]
         if config.model.checkpoint is not None and config.model.checkpoint.is_file():
             found.append(config.model.checkpoint)
         return [path for path in found if path is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from maseRT.errors import UsageError
+from maseRT.precision import Precision
 from maseRT.quant import make_plan, quantize_model
 from maseRT.steps.common import load_float_weights, save_quantized, set_up
 from maseRT.steps.table import Context, StepResult
@@ -21,18 +22,18 @@ def run(context: Context) -> StepResult:
     plan = make_plan(setting.model, setting.example, section, model_name=context.config.model.name)
     workspace = context.workspace
     write_json(workspace.plan, plan.to_json())
-    save_quantized(workspace.quantized_checkpoint, quantize_model(setting.model, plan), workspace.plan)
-    counts = Counter(str(layer.precision) for layer in plan.layers)
+    save_quantized(
+        workspace.quantized_checkpoint, quantize_model(setting.model, plan, master_weights=True), workspace.plan
+    )
+    shown = [layer for layer in plan.layers if layer.weighted or layer.precision is Precision.INT8]
+    counts = Counter(str(layer.precision) for layer in shown)
     return StepResult(
-        headline=", ".join(f"{count} layers {precision}" for precision, count in sorted(counts.items())),
+        headline=", ".join(f"{count} layers {precision}" for precision, count in sorted(counts.items()))
+        + f"; {len(plan.folds)} BatchNorms folded",
         outputs=[workspace.plan, workspace.quantized_checkpoint],
-        summary={
-            "layers": dict(sorted(counts.items())),
-            "folded_batchnorms": len(plan.folds),
-            "notes": list(plan.notes),
-        },
+        summary={"layers": dict(sorted(counts.items())), "folded": len(plan.folds), "notes": list(plan.notes)},
         table=[
             ("layer", "type", "precision", "why"),
-            *((layer.name, layer.type, str(layer.precision), layer.reason) for layer in plan.layers),
+            *((layer.name, layer.type, str(layer.precision), layer.reason) for layer in shown),
         ],
     )

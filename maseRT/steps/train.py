@@ -29,7 +29,7 @@ def run(context: Context) -> StepResult:
     final = 0.0 if section.schedule == "cosine" else section.learning_rate
     history = []
     for epoch in range(section.epochs):
-        batches = fabric.setup_dataloaders(setting.batches(context, "train", shuffle=True, epoch=epoch))
+        batches = setting.batches(context, "train", shuffle=True, epoch=epoch)
         first = epoch * per_epoch
         loss = train_epoch(
             fabric,

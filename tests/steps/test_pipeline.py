@@ -1,0 +1,211 @@
+"""The pipeline: what runs, what is skipped and why, and what is left after a fault."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from projects import Project, new_project
+
+from maseRT.errors import StepError, UsageError
+from maseRT.records import read_record, sha256
+
+ORDER = ["train", "quantize", "calibrate", "finetune", "export", "analyze"]
+
+
+def statuses(outcomes) -> dict[str, str]:
+    return {name: outcome.status for name, outcome in outcomes.items()}
+
+
+def test_a_finished_run_is_skipped_whole(finished):
+    outcomes = finished.transform()
+    assert list(outcomes) == ORDER
+    assert set(statuses(outcomes).values()) == {"cached"}
+
+
+def test_single_steps_give_the_same_files_as_one_transform(pristine, empty):
+    for name in ORDER:
+        assert empty.single(name).status == "done"
+    for path in ("onnx/model.onnx", "onnx/float.onnx", "ckpts/fine_tuning/best.safetensors", "json/calibration.json"):
+        assert sha256(empty.workspace.root / path) == sha256(pristine.workspace.root / path), path
+
+
+def test_a_changed_section_reruns_its_step_and_what_follows(finished):
+    preview = {o.step: o for o in finished.run("finetune.epochs=1").preview()}
+    assert statuses(preview) == {
+        "train": "cached",
+        "quantize": "cached",
+        "calibrate": "cached",
+        "finetune": "would run",
+        "export": "would run",
+        "analyze": "would run",
+    }
+    assert preview["finetune"].why == "finetune.epochs 2 -> 1"
+    assert preview["export"].why == "finetune runs before it"
+    outcomes = finished.transform("finetune.epochs=1", last="finetune")
+    assert statuses(outcomes)["finetune"] == "done"
+    assert outcomes["finetune"].why == "finetune.epochs 2 -> 1"
+    assert not finished.workspace.epoch_checkpoint(2).exists()
+
+
+def test_preview_changes_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    finished.run("data.batch_size=32").preview()
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == before
+
+
+def test_analyze_alone_changes_nothing_else(finished):
+    outcomes = finished.transform("analyze.iterations=4")
+    assert statuses(outcomes) == {**dict.fromkeys(ORDER, "cached"), "analyze": "done"}
+
+
+def test_force_runs_what_is_done(finished):
+    assert finished.single("quantize", force=True).why == "--force"
+
+
+def test_another_batch_size_reruns_all(finished):
+    preview = finished.run("data.batch_size=32").preview()
+    assert {outcome.status for outcome in preview} == {"would run"}
+    assert "data.batch_size 128 -> 32" in preview[0].why
+
+
+@pytest.mark.parametrize("name", ["ckpts/calibrated.safetensors", "json/plan.json", "onnx/model.onnx"])
+def test_a_truncated_artifact_is_made_again_by_transform(finished, name):
+    path = finished.workspace.root / name
+    good = sha256(path)
+    path.write_bytes(path.read_bytes()[:100])
+    outcomes = finished.transform()
+    assert any(name in outcome.why and outcome.status == "done" for outcome in outcomes.values())
+    assert sha256(path) == good
+
+
+def test_a_step_names_a_damaged_input_and_the_command_that_makes_it(finished):
+    path = finished.workspace.calibrated_checkpoint
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(StepError) as caught:
+        finished.single("finetune", force=True)
+    assert "calibrated.safetensors" in str(caught.value)
+    assert "masert calibrate" in str(caught.value)
+
+
+def test_a_missing_input_names_the_command_that_makes_it(empty):
+    with pytest.raises(StepError, match="not there yet") as caught:
+        empty.single("calibrate")
+    assert f"masert quantize --config {empty.config}" in caught.value.fix
+
+
+def test_from_a_step_whose_inputs_are_missing(empty):
+    with pytest.raises(StepError, match="not there yet"):
+        empty.transform(first="export")
+
+
+def test_from_takes_what_lies_there(finished):
+    outcomes = finished.transform("train.epochs=3", first="export", last="export")
+    assert list(outcomes) == ["export"]
+
+
+def test_a_step_refuses_inputs_that_the_config_has_overtaken(finished):
+    with pytest.raises(StepError, match="quantize is out of date") as caught:
+        finished.single("export", "quantize.precision='fp16'")
+    assert "masert quantize" in caught.value.fix
+
+
+def test_steps_out_of_order(empty):
+    with pytest.raises(UsageError, match="comes after"):
+        empty.run().preview(first="export", last="train")
+
+
+def test_a_step_that_the_config_does_not_have(empty):
+    with pytest.raises(UsageError, match=r"no \[build-engine\] section"):
+        empty.single("build-engine")
+    with pytest.raises(UsageError, match=r"no \[build-engine\] section"):
+        empty.transform(last="build-engine")
+
+
+def test_two_configs_with_one_run_name(finished):
+    other = Project(finished.folder / "elsewhere")
+    new_project(other.folder)
+    run = other.run()
+    stolen = type(run)(run.config, run.config_path, finished.workspace, run.reporter)
+    with pytest.raises(UsageError, match="another config"):
+        stolen.transform()
+
+
+class _CrashedError(BaseException):
+    """Stands in for a kill: no handler of the program may catch it."""
+
+
+def _crash_at(monkeypatch, number: int) -> None:
+    """Die in place of the `number`-th rename of a finished file."""
+    replace, count = Path.replace, iter(range(number))
+
+    def dying(self, target):
+        if next(count, None) is None:
+            raise _CrashedError
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", dying)
+
+
+@pytest.mark.parametrize("number", [3, 7, 9, 14, 17, 20, 22, 24, 26, 29])
+def test_whatever_write_a_run_dies_at_the_next_one_completes_it(pristine, empty, monkeypatch, number):
+    with monkeypatch.context() as patch, pytest.raises(_CrashedError):
+        _crash_at(patch, number)
+        empty.transform()
+    complete = [name for name in ORDER if read_record(empty.workspace, name)]
+    outcomes = empty.transform()
+    assert [name for name, outcome in outcomes.items() if outcome.status == "cached"] == complete
+    for path in (empty.workspace.onnx, empty.workspace.best_checkpoint, empty.workspace.final_plan):
+        relative = path.relative_to(empty.workspace.root)
+        assert sha256(path) == sha256(pristine.workspace.root / relative), relative
+
+
+def test_an_output_folder_that_is_a_file(empty):
+    (empty.folder / "out").write_text("")
+    with pytest.raises(StepError, match="cannot write"):
+        empty.transform()
+
+
+def test_a_disk_that_fills_up(empty, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(StepError, match="No space left on device"):
+        empty.single("train") if patch.setattr(os, "fsync", full) else empty.transform()
+    assert not read_record(empty.workspace, "train")
+    assert not [path for path in empty.folder.rglob("*.safetensors")]
+
+
+def test_the_report_holds_every_row_and_says_why_one_did_not_run(pristine):
+    report = json.loads(pristine.workspace.report.read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["torch-fp32", "torch-int8", "onnxruntime-fp32", "onnxruntime-int8", "tensorrt-int8"]
+    assert "[build-engine]" in rows["tensorrt-int8"]["not_run"]
+    for name in list(rows)[:4]:
+        assert rows[name]["metrics"]["samples"] == 270
+        assert rows[name]["metrics"]["accuracy"] > 0.9
+        assert rows[name]["latency"]["iterations"] == 3
+    for name in ("torch-int8", "onnxruntime-int8"):
+        assert rows[name]["agreement"]["label_agreement"] > 0.95
+    text = pristine.workspace.report_markdown.read_text()
+    assert all(name in text for name in rows)
+
+
+def test_the_plan_keeps_placement_data_for_later_targets(pristine):
+    plan = json.loads(pristine.workspace.plan.read_text())
+    assert plan["flow"]
+    assert plan["nonnegative"]
+
+
+def test_export_records_its_checks(pristine):
+    export = json.loads(pristine.workspace.export.read_text())
+    assert export["qdq_pairs"] > 0
+    assert export["checks"]["quantized"]["disabled"]["label_agreement"] == 1.0
+
+
+def test_calibration_compares_every_method_on_validation(pristine):
+    calibration = json.loads(pristine.workspace.calibration.read_text())
+    assert set(calibration["methods"]) == {"max", "mse"}
+    best = calibration["methods"][calibration["best"]]["validation"]
+    assert best["accuracy"] == max(entry["validation"]["accuracy"] for entry in calibration["methods"].values())
+    assert all(entry["sqnr_db"] for entry in calibration["methods"].values())
