@@ -1,0 +1,210 @@
+"""A CUDA runtime and a TensorRT whose device is host memory: what a session asks for happens, at once, and is counted.
+
+The engine multiplies: [batch, 4] @ weight [4, 3]. Only calls that cuda-python really has are answered.
+"""
+# ruff: noqa: N802, N815  (the names are CUDA's and TensorRT's)
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+from cuda.bindings import runtime as real
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) - 5
+OK = real.cudaError_t.cudaSuccess
+OUT_OF_MEMORY = real.cudaError_t.cudaErrorMemoryAllocation
+
+
+class Cuda:
+    """cuda.bindings.runtime, in host memory.
+
+    Attributes:
+        alive: what was made and not freed: handle -> buffer or kind.
+        limit: bytes of device memory.
+        launches: graph launches.
+    """
+
+    cudaMemcpyKind = real.cudaMemcpyKind
+    cudaStreamCaptureMode = real.cudaStreamCaptureMode
+    cudaEventDefault = real.cudaEventDefault
+    cudaEventDisableTiming = real.cudaEventDisableTiming
+
+    def __init__(self):
+        self.alive = {}
+        self.limit = 1 << 20
+        self.launches = 0
+        self.capturing = None
+        self.capturable = True
+        self.graphs = {}
+        self._next = 0
+        for name in dir(self):
+            if name.startswith("cuda"):
+                getattr(real, name)
+
+    def _make(self, what):
+        self._next += 1
+        self.alive[self._next] = what
+        return OK, self._next
+
+    def _free(self, handle):
+        del self.alive[handle]
+        return (OK,)
+
+    def _allocate(self, size):
+        if size > self.limit:
+            return OUT_OF_MEMORY, None
+        memory = (ctypes.c_uint8 * size)()
+        address = ctypes.addressof(memory)
+        self.alive[address] = memory
+        return OK, address
+
+    cudaStreamDestroy = cudaEventDestroy = cudaFree = cudaFreeHost = cudaGraphExecDestroy = cudaGraphDestroy = _free
+    cudaMalloc = cudaMallocHost = _allocate
+
+    def cudaSetDevice(self, index):
+        return (OK,)
+
+    def cudaGetErrorName(self, error):
+        return OK, error.name.encode()
+
+    def cudaGetErrorString(self, error):
+        return OK, b"out of memory"
+
+    def cudaGetLastError(self):
+        return (OK,)
+
+    def cudaStreamCreateWithFlags(self, flags):
+        return self._make("stream")
+
+    def cudaEventCreateWithFlags(self, flags):
+        return self._make("event")
+
+    def cudaEventRecord(self, event, stream):
+        return (OK,)
+
+    def cudaEventElapsedTime(self, start, end):
+        return OK, 0.25
+
+    def cudaStreamWaitEvent(self, stream, event, flags):
+        return (OK,)
+
+    def cudaStreamSynchronize(self, stream):
+        return (OK,)
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        ctypes.memmove(target, source, size)
+        return (OK,)
+
+    def cudaMemsetAsync(self, address, value, size, stream):
+        ctypes.memset(address, value, size)
+        return (OK,)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.capturing = []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, stream):
+        work, self.capturing = self.capturing, None
+        if not self.capturable:
+            return real.cudaError_t.cudaErrorStreamCaptureInvalidated, None
+        graph = self._make("graph")
+        self.graphs[graph[1]] = work
+        return graph
+
+    def cudaGraphInstantiate(self, graph, flags):
+        made = self._make("graph exec")
+        self.graphs[made[1]] = self.graphs[graph]
+        return made
+
+    def cudaGraphLaunch(self, graph, stream):
+        self.launches += 1
+        for work in self.graphs[graph]:
+            work()
+        return (OK,)
+
+
+class Engine:
+    """An engine with the profiles given: pairs of smallest and largest batch; one pair of equals is a fixed batch."""
+
+    def __init__(self, cuda, profiles):
+        self.cuda = cuda
+        self.profiles = profiles
+        self.fixed = len(profiles) == 1 and profiles[0][0] == profiles[0][1]
+        self.num_io_tensors = 2
+        self.num_optimization_profiles = len(profiles)
+
+    def get_tensor_name(self, index):
+        return ("input", "output")[index]
+
+    def get_tensor_mode(self, name):
+        return name
+
+    def get_tensor_dtype(self, name):
+        return SimpleNamespace(name="FLOAT")
+
+    def get_tensor_shape(self, name):
+        return (self.profiles[0][0] if self.fixed else -1, 4 if name == "input" else 3)
+
+    def get_tensor_profile_shape(self, name, profile):
+        low, high = self.profiles[profile]
+        return [(low, 4), (high, 4), (high, 4)]
+
+    def create_execution_context(self):
+        return Context(self)
+
+
+class Context:
+    """Computes at once, or notes the work while a stream is captured."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.active_optimization_profile = 0
+        self.batch = None
+        self.addresses = {}
+
+    def set_optimization_profile_async(self, profile, stream):
+        self.active_optimization_profile = profile
+        return True
+
+    def set_input_shape(self, name, shape):
+        low, high = self.engine.profiles[self.active_optimization_profile]
+        self.batch = shape[0]
+        return low <= shape[0] <= high
+
+    def get_tensor_shape(self, name):
+        return (self.batch, 4 if name == "input" else 3)
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        if self.engine.cuda.capturing is not None:
+            self.engine.cuda.capturing.append(self._compute)
+        else:
+            self._compute()
+        return True
+
+    def _compute(self):
+        x, y = (
+            np.ctypeslib.as_array((ctypes.c_float * (self.batch * width)).from_address(self.addresses[name]))
+            for name, width in (("input", 4), ("output", 3))
+        )
+        y[:] = (x.reshape(-1, 4) @ WEIGHT).ravel()
+
+
+class TensorRT:
+    """The module `tensorrt`, as far as a session uses it; loads b"engine"."""
+
+    __name__ = "tensorrt"
+    __version__ = "0"
+    TensorIOMode = SimpleNamespace(INPUT="input")
+
+    class ILogger:
+        pass
+
+    def __init__(self, cuda, profiles):
+        self.engine = Engine(cuda, profiles)
+
+    def Runtime(self, logger):
+        return SimpleNamespace(deserialize_cuda_engine=lambda content: self.engine if content == b"engine" else None)
