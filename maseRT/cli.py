@@ -248,6 +248,8 @@ def _show(outcome: Outcome, options: Options) -> None:
     print_line(f"{outcome.step:<13}{timing}  {outcome.headline or outcome.why or 'nothing changed'}")
     if outcome.table:
         print_table(outcome.table)
+    for remark in outcome.remarks:
+        print_line(remark)
 
 
 def _as_dict(outcome: Outcome) -> dict[str, Any]:

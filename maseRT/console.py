@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from maseRT.errors import MaseRTError
 
@@ -40,7 +42,9 @@ class _PipeConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-out = _PipeConsole(highlight=False, soft_wrap=True)
+_NUMBER = re.compile(r"[-+]?[\d.,]+ ?(%|x|dB|ms|kB|MB|s)?")
+
+out = _PipeConsole(highlight=False, soft_wrap=True, width=10_000)  # results are never cut or folded
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -90,10 +94,11 @@ def print_error(error: MaseRTError) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows to stdout, the first one as the header."""
+    """Print rows to stdout, the first one as the header; numbers stand to the right. Lines are never folded."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in rows[0]:
-        table.add_column(heading, overflow="fold")
+    for heading, *cells in zip(*rows, strict=True):
+        numeric = any(cells) and all(_NUMBER.fullmatch(cell) for cell in cells if cell)
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
     for row in rows[1:]:
-        table.add_row(*row)
-    out.print(table, markup=False)
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)

@@ -63,7 +63,7 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """Return the row as text, under `HEADER`."""
         if self.metrics is None or self.latency is None:
-            return (self.name, f"not run: {self.not_run}", *("" for _ in HEADER[3:]), _size(self.size))
+            return (self.name, *("" for _ in HEADER[2:]), _size(self.size))
         m, t = self.metrics, self.latency
         shares = (f"{value:.4f}" for value in (m.accuracy, m.precision, m.recall, m.f1, m.loss))
         times = (f"{value:.3f}" for value in (t.mean_ms, t.p50_ms, t.p90_ms, t.p99_ms))

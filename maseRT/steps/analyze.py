@@ -218,4 +218,5 @@ def _write(context: Context, rows: list[Row], method: dict[str, Any]) -> StepRes
         outputs=[workspace.report, workspace.report_markdown],
         summary={"rows": [row.as_dict() for row in rows], "not_run": not_run, "report": str(workspace.report)},
         table=table(rows),
+        remarks=[f"not run: {reason}" for reason in not_run],
     )

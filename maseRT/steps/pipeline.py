@@ -57,6 +57,7 @@ class Outcome:
     summary: dict[str, Any]
     outputs: tuple[Path, ...]
     table: Sequence[Sequence[str]] = ()
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,15 @@ class Run:
         seconds = time.perf_counter() - start
         self._record(step, key, result, seconds)
         return Outcome(
-            step.name, "done", why or "", seconds, result.headline, result.summary, tuple(result.outputs), result.table
+            step.name,
+            "done",
+            why or "",
+            seconds,
+            result.headline,
+            result.summary,
+            tuple(result.outputs),
+            result.table,
+            result.remarks,
         )
 
     def _record(self, step: Step, key: dict[str, str], result: StepResult, seconds: float) -> None:

@@ -36,4 +36,5 @@ def run(context: Context) -> StepResult:
             ("layer", "type", "precision", "why"),
             *((layer.name, layer.type, str(layer.precision), layer.reason) for layer in shown),
         ],
+        remarks=plan.notes,
     )

@@ -41,12 +41,14 @@ class StepResult:
         outputs: the files it wrote.
         summary: the outcome in plain values, for --json.
         table: rows for the console, first row the header; empty when the headline says all.
+        remarks: sentences for the console, below the table.
     """
 
     headline: str
     outputs: Sequence[Path]
     summary: dict[str, Any] = field(default_factory=dict)
     table: Sequence[Sequence[str]] = ()
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
