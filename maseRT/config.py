@@ -279,7 +279,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        needs = {"calibrate": "quantize", "finetune": "calibrate", "export": "quantize", "build_engine": "export"}
+        needs = {
+            "calibrate": "quantize",
+            "finetune": "calibrate",
+            "export": "quantize",
+            "build_engine": "export",
+            "analyze": "quantize",
+        }
         for name, needed in needs.items():
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise ValueError(f"[{name.replace('_', '-')}] needs [{needed}]: add it")

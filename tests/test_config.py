@@ -108,7 +108,7 @@ def test_opset_outside_the_window(write, opset):
 
 
 def test_unknown_runtime(write):
-    (line,) = problems(write(GOOD + '[analyze]\nruntimes = ["tensort"]'))
+    (line,) = problems(write(GOOD + '[quantize]\n[analyze]\nruntimes = ["tensort"]'))
     assert line.endswith("did you mean 'tensorrt'?")
 
 

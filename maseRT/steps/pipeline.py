@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,8 @@ from maseRT.config import Config
 from maseRT.data.files import data_files
 from maseRT.errors import StepError, UsageError
 from maseRT.factories import factory_source, module_source
-from maseRT.hardware import nvidia_gpus, resolve_device
+from maseRT.hardware import cpu, nvidia_gpus, resolve_device
+from maseRT.logs import log_file
 from maseRT.progress import Reporter
 from maseRT.records import (
     FileState,
@@ -139,12 +139,13 @@ class Run:
             headline = "nothing changed, skipped"
             return Outcome(step.name, "cached", "", record.seconds, headline, record.summary, outputs)
         check_inputs(self.workspace, inputs, producers(self.workspace), config=str(self.config_path))
-        log.info("%s: runs (%s)", step.name, why)
         key = self._key(step)
         # From here on the old result no longer counts: a killed step must not look complete.
         self.workspace.record(step.name).unlink(missing_ok=True)
         start = time.perf_counter()
-        result = step.run(self._context(key))
+        with log_file(self.workspace.log(step.name)):
+            log.info("%s: runs (%s)", step.name, why)
+            result = step.run(self._context(key))
         seconds = time.perf_counter() - start
         self._record(step, key, result, seconds)
         return Outcome(
@@ -172,7 +173,7 @@ class Run:
             reporter=self.reporter,
             key=key,
             device=resolve_device(run.device),
-            threads=run.threads or _cores(),
+            threads=run.threads or cpu().threads,
         )
 
     def _why(self, step: Step, record: StepRecord | None) -> str | None:
@@ -191,7 +192,7 @@ class Run:
             section = getattr(config, name)
             if section is not None:
                 key |= flatten(name, section.model_dump(mode="json", exclude_none=True))
-        key |= {"run.seed": str(config.run.seed), "run.threads": str(config.run.threads or _cores())}
+        key |= {"run.seed": str(config.run.seed), "run.threads": str(config.run.threads or cpu().threads)}
         key |= {"run.device": resolve_device(config.run.device), "maseRT.sources": source_hash()}
         key |= {"versions.python": sys.version.split()[0]}
         key |= {f"versions.{name}": version for name, version in dependency_versions().items()}
@@ -265,7 +266,3 @@ def _not_wanted(step: Step, config: Config, path: Path) -> UsageError:
             fix="leave out train, or remove checkpoint",
         )
     return UsageError(f"the config has no [{step.heading}] section", where=str(path), fix=f"add [{step.heading}] to it")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,193 @@
+"""The command line as a shell sees it: output, exit codes, signals."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from maseRT.cli import app
+from maseRT.config import load_config
+from maseRT.errors import ExitCode
+
+CONFIG = """
+[run]
+threads = 1
+[model]
+name = "digits-cnn"
+[data]
+name = "digits"
+[train]
+epochs = 1
+learning_rate = 1e-3
+"""
+
+COMMANDS = ["train", "quantize", "calibrate", "finetune", "export", "build-engine", "analyze"]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "digits.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def masert(*arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "maseRT.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_help_names_every_command_and_loads_no_torch():
+    code = "import sys; from maseRT.cli import main; sys.argv[1:] = ['--help']\ntry: main()\n"
+    code += "except SystemExit: print('torch' in sys.modules, 'onnx' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in result.stdout for name in ["transform", *COMMANDS, "init", "doctor", "config"])
+    assert result.stdout.endswith("False False\n")
+
+
+@pytest.mark.parametrize("command", ["transform", *COMMANDS])
+def test_a_missing_config_is_one_message_and_exit_code_2(command):
+    result = invoke(command, "--config", "nowhere.toml")
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stdout == ""
+    assert "nowhere.toml: no such config file" in result.stderr
+
+
+def test_json_reports_errors_as_one_object(config):
+    result = invoke("quantize", "--config", config, "--set", "data.nme='x'", "--json")
+    found = json.loads(result.stdout)
+    assert found["exit_code"] == result.exit_code == ExitCode.USAGE
+    assert "data.nme: unknown key; did you mean 'name'?" in found["error"]["what"]
+
+
+def test_train_prints_its_result_and_json_only_json(config):
+    result = invoke("train", "--config", config)
+    assert result.exit_code == 0
+    assert re.match(r"train +[\d.]+ s  validation accuracy", result.stdout)
+    result = invoke("train", "--config", config, "--json")
+    found = json.loads(result.stdout)
+    assert (found["status"], found["command"], found["schema"]) == ("cached", "train", 1)
+    assert found["validation"]["samples"] > 0
+    assert Path(found["outputs"][0]).is_file()
+
+
+def test_dry_run_writes_nothing(config, tmp_path):
+    result = invoke("transform", "--config", config, "--dry-run", "--json")
+    (step,) = json.loads(result.stdout)["steps"]
+    assert (step["status"], step["why"]) == ("would run", "never completed")
+    assert not (tmp_path / "mase_output").exists()
+
+
+def test_output_and_run_name_the_folder(config, tmp_path):
+    result = invoke("train", "--config", config, "--output", tmp_path / "o", "--run", "r", "--quiet")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (tmp_path / "o/tensorrt/quantization/r/ckpts/float.safetensors").is_file()
+
+
+def test_an_unknown_step_suggests_the_nearest(config):
+    result = invoke("transform", "--config", config, "--from", "quantise")
+    assert result.exit_code == ExitCode.USAGE
+    assert "did you mean 'quantize'?" in result.stderr
+
+
+def test_load_takes_the_place_of_training(config, tmp_path):
+    invoke("train", "--config", config)
+    weights = tmp_path / "mase_output/tensorrt/quantization/digits/ckpts/float.safetensors"
+    options = ("--config", config, "--run", "loaded", "--load", weights, "--load-type", "safetensors")
+    assert invoke("train", *options).exit_code == ExitCode.USAGE
+    result = invoke("quantize", *options, "--set", "quantize.precision='int8'")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_reader_that_leaves_does_not_hurt(config):
+    command = f"{sys.executable} -m maseRT.cli config --schema | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "{\n", "")
+
+
+def test_terminated_while_working_ends_with_143_and_the_next_run_completes(config):
+    command = [sys.executable, "-m", "maseRT.cli", "train", "--config", str(config), "--set", "train.epochs=500"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    lock = Path("mase_output/tensorrt/quantization/digits/cache/lock")
+    while not lock.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == ExitCode.TERMINATED
+    assert invoke("train", "--config", config).exit_code == 0
+
+
+def test_interrupted_ends_with_130(config):
+    command = [sys.executable, "-m", "maseRT.cli", "train", "--config", str(config), "--set", "train.epochs=500"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    lock = Path("mase_output/tensorrt/quantization/digits/cache/lock")
+    while not lock.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in stderr
+
+
+def test_a_bug_ends_with_its_log_and_no_traceback(config, monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("maseRT.steps.pipeline.Run.single", broken)
+    result = invoke("train", "--config", config)
+    assert result.exit_code == ExitCode.BUG
+    assert "Traceback" not in result.stderr
+    log = Path(re.search(r"details: (.*)", result.stderr).group(1))
+    assert "ZeroDivisionError: a bug" in log.read_text()
+    log.unlink()
+
+
+def test_strict_ends_with_3_when_a_runtime_is_left_out(config):
+    sections = ["quantize.precision='fp32'", "analyze.runtimes=['tensorrt']"]
+    options = [argument for section in sections for argument in ("--set", section)]
+    result = invoke("transform", "--config", config, *options, "--strict")
+    assert result.exit_code == ExitCode.MISSING
+    assert "tensorrt" in result.stderr
+    assert invoke("transform", "--config", config, *options).exit_code == 0
+
+
+def test_init_writes_a_config_that_loads(config, tmp_path):
+    path = tmp_path / "new.toml"
+    assert invoke("init", "--model", "vgg7", "--data", "cifar10", "--file", path).exit_code == 0
+    assert load_config(path).model.name == "vgg7"
+    assert invoke("init", "--file", path).exit_code == ExitCode.USAGE
+    assert invoke("init", "--file", path, "--force").exit_code == 0
+    assert load_config(path).model.name == "digits-cnn"
+
+
+def test_config_prints_the_schema_and_the_resolved_file(config):
+    schema = json.loads(invoke("config", "--schema").stdout)
+    assert "build-engine" in schema["properties"]
+    resolved = json.loads(invoke("config", "--config", config, "--set", "data.batch_size=8").stdout)
+    assert resolved["data"]["batch_size"] == 8
+    assert invoke("config").exit_code == ExitCode.USAGE
+
+
+def test_doctor_says_which_runtimes_work_here():
+    found = json.loads(invoke("doctor", "--json").stdout)
+    assert found["command"] == "doctor"
+    assert "onnxruntime" in json.dumps(found)
+    assert "onnxruntime" in invoke("doctor").stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="completion scripts are tested for bash")
+def test_shell_completion_offers_the_commands():
+    environment = {**os.environ, "_MASERT_COMPLETE": "complete_bash", "COMP_WORDS": "masert tr", "COMP_CWORD": "1"}
+    masert_path = Path(sys.executable).with_name("masert")
+    result = subprocess.run([masert_path], env=environment, capture_output=True, text=True, check=False)
+    assert {"transform", "train"} <= set(result.stdout.split())
