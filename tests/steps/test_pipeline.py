@@ -147,7 +147,7 @@ def _crash_at(monkeypatch, number: int) -> None:
     monkeypatch.setattr(Path, "replace", dying)
 
 
-@pytest.mark.parametrize("number", [3, 7, 9, 14, 17, 20, 22, 24, 26, 29])
+@pytest.mark.parametrize("number", [3, 9, 16, 20, 25])
 def test_whatever_write_a_run_dies_at_the_next_one_completes_it(pristine, empty, monkeypatch, number):
     with monkeypatch.context() as patch, pytest.raises(_CrashedError):
         _crash_at(patch, number)
