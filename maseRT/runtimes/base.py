@@ -118,6 +118,7 @@ class EngineLayer:
     Attributes:
         constants: weights, scales and biases.
         tactic: the kernel, where known.
+        precision: what it computes in: fp32, bf16, fp16, fp8 or int8; "" where its tensors do not tell.
         nodes: the ONNX nodes that it computes, or computes a part of.
         onnx_layers: the torch layers those nodes come from, casts and Q/DQ pairs left aside.
         owners: the torch layers whose convolution, matrix product or recurrence is among them.
@@ -130,6 +131,7 @@ class EngineLayer:
     outputs: tuple[EngineTensor, ...] = ()
     constants: tuple[EngineTensor, ...] = ()
     tactic: str = ""
+    precision: str = ""
     nodes: tuple[str, ...] = ()
     onnx_layers: tuple[str, ...] = ()
     owners: tuple[str, ...] = ()

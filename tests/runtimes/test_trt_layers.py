@@ -1,10 +1,12 @@
 """What real tensorrt-rtx engines execute, as their build's log tells it."""
 
+import numpy as np
 import pytest
+from onnx import TensorProto
 
 from maseRT.runtimes import get_compiler
 from maseRT.runtimes.base import BatchRange, BuildOptions
-from maseRT.runtimes.trt.layers import executed, precision
+from maseRT.runtimes.trt.layers import executed
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_a_convolution_is_one_engine_layer_with_its_tensors(layers):
     assert any(tensor.dtype == "int8" and tensor.shape == (16, 16, 3, 3) for tensor in convolution.constants)
     assert convolution.tactic
     assert "node_conv2d_1" in convolution.nodes
-    assert precision(convolution) == "int8"
+    assert convolution.precision == "int8"
 
 
 def test_the_engine_starts_at_the_input_and_ends_at_the_output(layers):
@@ -62,3 +64,56 @@ def test_an_activation_that_is_fused_names_its_host(linear_onnx, tmp_path):
     built = get_compiler("tensorrt-rtx").build(linear_onnx, tmp_path / "model.trt", options).layers
     assert executed(built, "head") == "fp32"
     assert executed(built, "act") == "fused into head"
+
+
+@pytest.fixture
+def built(onnx_file, tmp_path):
+    def built(nodes, **options):
+        target = BuildOptions(batch=BatchRange(1, 4, 8), compute_capability="8.9")
+        return get_compiler("tensorrt-rtx").build(onnx_file(nodes, **options), tmp_path / "model.trt", target).layers
+
+    return built
+
+
+def test_a_recurrent_layer_is_observed_although_its_products_have_no_names(built):
+    rng = np.random.default_rng(0)
+    constants = {name: rng.normal(size=(1, 32, 8)).astype(np.float32) for name in ("w", "r")}
+    nodes = [("LSTM", ["input", "w", "r"], "output", "lstm", {"hidden_size": 8})]
+    assert executed(built(nodes, shape=(3, 2, 8), constants=constants), "lstm") == "fp32"
+
+
+def test_casts_inside_a_generated_kernel_are_not_taken_for_a_mismatch(built):
+    """The kernel reads and writes FP32 and computes in FP16, which nothing in the engine shows."""
+    half, full = {"to": TensorProto.FLOAT16}, {"to": TensorProto.FLOAT}
+    nodes = [
+        ("Cast", ["input"], "h", "act", half),
+        ("Sigmoid", ["h"], "s", "act", {}),
+        ("Cast", ["s"], "output", "act", full),
+    ]
+    assert executed(built(nodes), "act") == "not observed"
+
+
+def test_what_follows_a_fused_qdq_pair_is_computed_in_float(built):
+    scale = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    nodes = [
+        ("QuantizeLinear", ["input", "scale", "zero"], "q", "act.input_quantizer", {}),
+        ("DequantizeLinear", ["q", "scale", "zero"], "d", "act.input_quantizer", {}),
+        ("Sigmoid", ["d"], "output", "act", {}),
+    ]
+    assert executed(built(nodes, constants=scale), "act") == "fp32"
+
+
+def test_an_int8_pool_is_int8(built):
+    scale = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    pairs = [
+        (op, [tensor, "scale", "zero"], output, f"pool.{which}", {})
+        for tensor, output, which, op in (
+            ("input", "q", "input_quantizer", "QuantizeLinear"),
+            ("q", "d", "input_quantizer", "DequantizeLinear"),
+            ("p", "q2", "next_quantizer", "QuantizeLinear"),
+            ("q2", "output", "next_quantizer", "DequantizeLinear"),
+        )
+    ]
+    pool = ("MaxPool", ["d"], "p", "pool", {"kernel_shape": [2, 2], "strides": [2, 2]})
+    nodes = [*pairs[:2], pool, *pairs[2:]]
+    assert executed(built(nodes, shape=("batch", 16, 8, 8), constants=scale), "pool") == "int8"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,6 +16,8 @@ MATRIX_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LS
 CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Identity"})
 
 _WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "int8")
+_QUANTIZED = frozenset({"fp8", "int8"})
+_GENERATED = frozenset({"kgen", "pointwise", "pointwisev2"})
 _DTYPES = {
     "float": "fp32",
     "half": "fp16",
@@ -59,18 +61,6 @@ def layers_from_log(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
     return tuple(_layer(_read_record(line), origin) for line in lines if line.startswith("Name: "))
 
 
-def precision(layer: EngineLayer) -> str:
-    """Return what a layer computes in: fp32, bf16, fp16, fp8 or int8; "" where its tensors do not tell.
-
-    That is its weights' type where an input has that type too, else the widest type among its inputs.
-    """
-    kinds = {tensor.dtype for tensor in layer.inputs}
-    weights = _weights(layer)
-    if weights and weights.dtype in kinds:
-        return weights.dtype
-    return next((kind for kind in _WIDEST_FIRST if kind in kinds), "")
-
-
 def executed(layers: Sequence[EngineLayer], torch_layer: str) -> str:
     """Return how a torch layer runs in an engine: a precision, "fused into <torch layers>" or "not observed".
 
@@ -78,31 +68,60 @@ def executed(layers: Sequence[EngineLayer], torch_layer: str) -> str:
     """
     own = [layer for layer in layers if torch_layer in layer.owners]
     if own:
-        return _precisions([layer for layer in own if _weights(layer)] or own)
+        return _precisions(layer for layer in own if _weights(layer.constants)) or _precisions(own) or NOT_OBSERVED
     parts = [layer for layer in layers if torch_layer in layer.onnx_layers]
     alone = [layer for layer in parts if not layer.owners]
     if alone or not parts:
-        return _precisions(alone)
+        return _precisions(alone) or NOT_OBSERVED
     owners = dict.fromkeys(owner for layer in parts for owner in layer.owners)
     return f"fused into {', '.join(owners)}"
 
 
 def _precisions(layers: Iterable[EngineLayer]) -> str:
-    found = {precision(layer) for layer in layers}
-    return "+".join(kind for kind in _WIDEST_FIRST if kind in found) or NOT_OBSERVED
+    found = {layer.precision for layer in layers}
+    return "+".join(kind for kind in _WIDEST_FIRST if kind in found)
 
 
-def _weights(layer: EngineLayer) -> EngineTensor | None:
-    """Return the largest constant that is more than a vector."""
-    matrices = [each for each in layer.constants if sum(size > 1 for size in each.shape) > 1]
-    return max(matrices, key=lambda each: prod(each.shape), default=None)
+def _precision(layer: EngineLayer) -> str:
+    """Return what a layer computes in; "" where its tensors do not tell.
+
+    That is its weights' type where an input has it too. A library kernel that reads nothing but integers computes in
+    them; a generated one converts them first, and may cast inside to where no tensor shows it.
+    """
+    taken = {tensor.dtype for tensor in layer.inputs}.intersection(_WIDEST_FIRST)
+    weights = _weights(layer.constants)
+    if weights in taken:
+        return weights
+    generated = layer.type.lower() in _GENERATED
+    if taken <= _QUANTIZED and not generated:
+        return "+".join(sorted(taken))
+    floats = taken.union(tensor.dtype for tensor in layer.outputs).intersection(_WIDEST_FIRST) - _QUANTIZED
+    if not floats:
+        return "+".join(sorted(taken))
+    return "" if len(floats) > 1 or (generated and _casts_inside(layer)) else floats.pop()
+
+
+def _casts_inside(layer: EngineLayer) -> bool:
+    """Tell from a generated kernel's name, such as __myl_CastMulRounCast, whether it casts between float types.
+
+    A cast that follows rounding quantizes, and one right behind it dequantizes; so does one per integer tensor read.
+    """
+    quantizes = layer.name.count("RounCast") + layer.name.count("RounCastCast")
+    dequantizes = sum(tensor.dtype in _QUANTIZED for tensor in (*layer.inputs, *layer.constants))
+    return layer.name.count("Cast") > quantizes + dequantizes
+
+
+def _weights(constants: Iterable[EngineTensor]) -> str:
+    """Return the type of the largest constant that is more than a vector; "" where there is none."""
+    matrices = [each for each in constants if sum(size > 1 for size in each.shape) > 1]
+    return max(matrices, key=lambda each: prod(each.shape)).dtype if matrices else ""
 
 
 def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
     name = raw["Name"]
     nodes = tuple(dict.fromkeys(_nodes(raw.get("Metadata", ""), name, origin)))
     computes = [node for node in nodes if origin.ops[node] not in CONVERSIONS]
-    return EngineLayer(
+    layer = EngineLayer(
         name=name,
         type=raw.get("LayerType", ""),
         inputs=_tensors(raw.get("Inputs")),
@@ -114,6 +133,7 @@ def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
         owners=_named(origin.layers[node] for node in computes if origin.ops[node] in MATRIX_OPS),
         converts_only=bool(raw.get("Inputs")) and not computes,
     )
+    return replace(layer, precision=_precision(layer))
 
 
 def _named(layers: Iterable[str]) -> tuple[str, ...]:
