@@ -205,6 +205,10 @@ class TensorRT:
 
     def __init__(self, cuda, profiles):
         self.engine = Engine(cuda, profiles)
+        self.driver_error = ""
 
     def Runtime(self, logger):
+        if self.driver_error:
+            logger.log(SimpleNamespace(name="WARNING"), self.driver_error)
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return SimpleNamespace(deserialize_cuda_engine=lambda content: self.engine if content == b"engine" else None)

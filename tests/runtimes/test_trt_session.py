@@ -142,6 +142,14 @@ def test_an_engine_that_does_not_load_is_named_and_leaves_nothing(open_session, 
     assert cuda.alive == {}
 
 
+def test_a_library_that_does_not_start_gives_its_reason(cuda):
+    trt = TensorRT(cuda, [(1, 8)])
+    trt.driver_error = "CUDA initialization failure with error: 35"
+    with pytest.raises(StepError, match="no Runtime: CUDA initialization failure with error: 35"):
+        TrtSession(trt, b"engine", device=0, cuda_graph=True, where="model.trt")
+    assert cuda.alive == {}
+
+
 def test_memory_stays_flat(open_session, cuda):
     with open_session() as session:
         for size in (8, 8, 3, 8, 8):
@@ -161,6 +169,27 @@ def test_closing_twice_is_closing_once_and_then_nothing_runs(open_session, cuda)
     session.close()
     with pytest.raises(StepError, match="the session is closed"):
         session.infer({"input": batch(8)})
+
+
+def test_nothing_in_use_is_freed(open_session, cuda):
+    """The graph, the context and the engine go before the buffers that they point to."""
+    freed = []
+    session = open_session()
+    for seed in range(3):
+        check(session, batch(8, seed))
+    bound = session.bind({"input": batch(8)})
+    for name in ("cudaFree", "cudaGraphExecDestroy", "cudaStreamDestroy"):
+        free = getattr(cuda, name)
+        setattr(cuda, name, lambda handle, name=name, free=free: (freed.append(name), free(handle))[1])
+    session.close()
+    assert freed[0] == "cudaGraphExecDestroy"
+    with pytest.raises(StepError, match="the session is closed"):
+        bound.run()
+
+
+def test_an_empty_feed_is_refused(open_session):
+    with open_session() as session, pytest.raises(UsageError, match=r"got inputs \[\], takes \['input'\]"):
+        session.infer({})
 
 
 def test_a_bound_batch_is_replayed_and_timed(open_session, cuda):

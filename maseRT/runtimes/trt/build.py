@@ -14,7 +14,7 @@ from maseRT.hardware import cuda_index, nvidia_gpus
 from maseRT.runtimes.base import BuildOptions, EngineInfo, EngineLayer, Profile, ShapeRange
 from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_use_gpu
 from maseRT.runtimes.trt.layers import Origin, layers_from_json, layers_from_log
-from maseRT.runtimes.trt.log import Heard, listening, logger_for
+from maseRT.runtimes.trt.log import Heard, listening, make
 from maseRT.runtimes.trt.network import constrain_types, parse
 from maseRT.runtimes.trt.onnx_facts import OnnxFile, read_onnx
 from maseRT.runtimes.trt.timing import TimingCache
@@ -140,10 +140,7 @@ def profiles_for(onnx: OnnxFile, options: BuildOptions) -> tuple[Profile, ...]:
 def _builder(trt: Any, device: int | None) -> Any:
     """Return this process's one builder for a GPU: making one takes TensorRT 8.6 nine seconds."""
     del device  # selected before; it is in the cache's key
-    builder = trt.Builder(logger_for(trt))
-    if builder is None:
-        raise StepError("the builder could not be made", where=trt.__name__)
-    return builder
+    return make(trt, "Builder")
 
 
 def _select_gpu(flavour: Flavour, options: BuildOptions) -> int | None:
@@ -245,10 +242,11 @@ def _observe(
 ) -> tuple[tuple[EngineLayer, ...] | None, str]:
     """Return the engine's layers and where they were read: the inspector, where this GPU can load it, or the log."""
     if not flavour.ahead_of_time:
-        runtime = trt.Runtime(logger_for(trt))
+        runtime = make(trt, "Runtime")
         loaded = runtime.deserialize_cuda_engine(engine)
         if loaded is not None:
-            text = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+            inspector = loaded.create_engine_inspector()
+            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
             try:
                 return layers_from_json(text, origin), "inspector"
             except (ValueError, KeyError, TypeError) as error:

@@ -114,7 +114,7 @@ class Resources:
         checked(self._runtime.cudaStreamSynchronize(self._stream))
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call something before what is owned so far is freed."""
+        """Call something at the end, before anything that is owned by now is freed."""
         self._stack.callback(callback)
 
     def close(self) -> None:

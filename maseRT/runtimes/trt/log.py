@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from maseRT.errors import StepError
+
 _LEVELS = {
     "INTERNAL_ERROR": logging.CRITICAL,
     "ERROR": logging.ERROR,
@@ -63,6 +65,20 @@ def logger_for(trt: Any) -> Any:
                 self.listener.layers = message
 
     return PythonLogger()
+
+
+def make(trt: Any, name: str) -> Any:
+    """Return a new `trt.Builder` or `trt.Runtime`.
+
+    Raises:
+        StepError: the library could not make one; has its reason.
+    """
+    with listening(trt) as heard:
+        try:
+            return getattr(trt, name)(logger_for(trt))
+        except TypeError as error:  # what the bindings raise for a null pointer
+            reason = "; ".join(heard.errors + heard.warnings) or str(error)
+            raise StepError(f"no {name}: {reason}", where=f"{trt.__name__} {trt.__version__}") from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from maseRT.errors import StepError, UsageError
 from maseRT.runtimes.base import Profile, ShapeRange, TensorSpec
 from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, to_numpy
 from maseRT.runtimes.trt.cuda import Resources, capture, checked, cudart, set_device, times_ms
-from maseRT.runtimes.trt.log import listening, logger_for
+from maseRT.runtimes.trt.log import listening, make
 from maseRT.runtimes.trt.shapes import Shapes, fit
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ class TrtSession:
         with ExitStack() as guard:
             self._memory = guard.enter_context(Resources())
             self._load(content, cuda_graph=cuda_graph)
-            self._memory.on_close(self._drop)
             self._ranges = self._read_ranges()
             self._bindings = self._bind_memory()
             self._ordered = self._memory.event()
+            self._memory.on_close(self._drop)
             guard.pop_all()
         self.inputs = tuple(each.spec for each in self._bindings if each.is_input)
         self.outputs = tuple(each.spec for each in self._bindings if not each.is_input)
@@ -90,7 +90,8 @@ class TrtSession:
             UsageError: the feed does not fit the engine.
             StepError: the engine or CUDA failed.
         """
-        on_device = all(_on_gpu(value) for value in feed.values())
+        self._check_open()
+        on_device = bool(feed) and all(_on_gpu(value) for value in feed.values())
         if on_device:
             self._order(first=self._torch_stream(), then=self._memory.stream)
         batch = self._place(feed)
@@ -104,6 +105,7 @@ class TrtSession:
 
     def bind(self, feed: Mapping[str, Any]) -> TrtBound:
         """Place one batch in the session's buffers; it stays there until the next `infer` or `bind`."""
+        self._check_open()
         self._place(feed)
         for _ in range(2):  # the second launch captures the graph
             self._launch()
@@ -115,12 +117,16 @@ class TrtSession:
         set_device(self._device)
         self._memory.close()
 
+    def _check_open(self) -> None:
+        if self._engine is None:
+            raise StepError("the session is closed", where=self._where)
+
     # loading
 
     def _load(self, content: bytes, *, cuda_graph: bool) -> None:
         trt = self._trt
+        self._runtime = make(trt, "Runtime")
         with listening(trt) as heard:
-            self._runtime = trt.Runtime(logger_for(trt))
             if hasattr(self._runtime, "engine_host_code_allowed"):  # version compatible engines carry their own runtime
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(content)
@@ -197,8 +203,6 @@ class TrtSession:
 
     def _place(self, feed: Mapping[str, Any]) -> tuple[int, int]:
         """Copy a batch into the input buffers; return its size and the size that is computed."""
-        if self._engine is None:
-            raise StepError("the session is closed", where=self._where)
         check_feed(feed, self._takes, where=self._where)
         set_device(self._device)
         given = {name: tuple(value.shape) for name, value in feed.items()}
@@ -335,6 +339,7 @@ class TrtBound:
         return times_ms(self._session._memory.stream, self._launch, iterations)
 
     def _launch(self) -> None:
+        self._session._check_open()
         if self._session._generation != self._generation:
             raise StepError("the session has inferred another batch since", where="a bound batch", fix="bind it again")
         self._session._launch()
