@@ -148,7 +148,9 @@ class Placer:
       is ever quantized between a convolution and the add or activation that it fuses with.
     * A concatenation that only INT8 layers read gets all its inputs quantized with one range, shared with the readers:
       it becomes a no-op or a copy of INT8.
-    * A pool between INT8 layers is INT8: a max pool with its readers' range, an average pool with one of its own.
+    * A max pool that only INT8 layers read is INT8, with their range: rounding and maximum commute, and TensorRT would
+      swap them by itself. An average pool is INT8 between INT8 layers, with a range of its own; one over the whole
+      image stays float.
     * Quantized readers of one tensor share one range, so that TensorRT sees one Q/DQ pair.
     * Adds behind linear layers stay float: TensorRT's GEMM kernels take no INT8 addend.
 
@@ -219,8 +221,11 @@ class Placer:
                 self._tie_to_readers(name, node)
 
     def _pool_reason(self, node: Node) -> str | None:
-        between = self._all_readers_int8(node) and self._comes_from_int8(node)
-        return "pool between INT8 layers" if between and not is_global_pool(node) else None
+        if not self._all_readers_int8(node) or is_global_pool(node):
+            return None
+        if isinstance(node.module, MAX_POOLS) or node.op in _MAX_POOLINGS:
+            return "max pool that INT8 layers read"
+        return "average pool between INT8 layers" if self._comes_from_int8(node) else None
 
     def _tie_to_readers(self, name: str, node: Node) -> None:
         for reader in self._int8_readers(node):

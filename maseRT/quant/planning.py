@@ -11,6 +11,7 @@ from maseRT.config import PrecisionRule, QuantizeSection
 from maseRT.errors import UsageError
 from maseRT.plan import Fold, LayerPlan, OperationPlan, Plan, first_matches
 from maseRT.precision import Precision
+from maseRT.quant.bfloat16 import REASON, layer_in_bf16, operation_in_bf16
 from maseRT.quant.fold import folded
 from maseRT.quant.layers import LAYERS, default_specs, operands, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
@@ -107,7 +108,7 @@ class _Planner:
             operations=self._operations,
             sites=tuple(placement.sites),
             ties=tuple(placement.ties),
-            notes=(*notes, *frozen_note, *self._shadowed_rules()),
+            notes=(*notes, *frozen_note, *self._shadowed_rules(), *self._without_int8(layers)),
         )
         return self._with_flow(plan, frozenset(into))
 
@@ -191,18 +192,32 @@ class _Planner:
         return rule, f"rule {index + 1}: {rule.describe()}"
 
     def _check_rules(self) -> None:
-        """Refuse a rule that asks for INT8 where nothing can take it."""
+        """Refuse a rule that asks for a precision that nothing of what it decides about can take."""
         for index, rule in enumerate(self._section.rules):
             chosen = [name for name, match in self._matches.items() if match == index]
-            if rule.precision.is_float or not chosen:
-                continue
-            reasons = [_refusal(self._modules[name]) if name in self._modules else _NO_LAYER for name in chosen]
-            if all(reason is not None for reason in reasons):
+            reasons = [self._cannot(name, rule.precision) for name in chosen]
+            if chosen and all(reason is not None for reason in reasons):
+                can = ", ".join(sorted(known.__name__ for known in LAYERS))
                 raise UsageError(
-                    f"the rule {rule.describe()} asks for int8: {chosen[0]} cannot take it, {reasons[0]}",
+                    f"the rule {rule.describe()} asks for {rule.precision}: {chosen[0]} cannot take it, {reasons[0]}",
                     where=f"quantize.rules[{index}]",
-                    fix=f"layers that can: {', '.join(sorted(known.__name__ for known in LAYERS))}",
+                    fix="use fp32 or fp16" if rule.precision.is_float else f"layers that can: {can}",
                 )
+
+    def _cannot(self, name: str, precision: Precision) -> str | None:
+        """Say why a layer or an operation cannot have a precision, or None."""
+        if precision is Precision.INT8:
+            return _refusal(self._modules[name]) if name in self._modules else _NO_LAYER
+        if precision is not Precision.BF16:
+            return None
+        if name in self._modules:
+            return None if layer_in_bf16(self._modules[name]) else REASON
+        op = next(operation.op for operation in self._operations if operation.name == name)
+        return None if operation_in_bf16(op) else REASON
+
+    def _float_for(self, name: str, asked: Precision) -> Precision:
+        """Return a float precision, or FP32 in its place where a layer or operation cannot have it."""
+        return asked if self._cannot(name, asked) is None else Precision.FP32
 
     def _shadowed_rules(self) -> list[str]:
         deciding = set(self._matches.values())
@@ -211,6 +226,12 @@ class _Planner:
             for index, rule in enumerate(self._section.rules)
             if index not in deciding
         ]
+
+    def _without_int8(self, layers: Iterable[LayerPlan]) -> list[str]:
+        asked = self._section.precision is Precision.INT8
+        if not asked or any(layer.precision is Precision.INT8 for layer in layers):
+            return []
+        return ["no layer is INT8, although that is the default precision; each layer's reason says why"]
 
     def _choices(self) -> dict[str, _Choice]:
         choices = {layer.name: self._choice(layer) for layer in self._layers}
@@ -225,12 +246,16 @@ class _Planner:
         told = rule.precision if rule is not None else self._section.precision
         if told.is_float:
             if rule is None and not layer.weighted:
-                return _Choice(self._region, "float")
-            return _Choice(told, source)
+                return self._float_choice(layer.name, self._region, "float")
+            return self._float_choice(layer.name, told, source)
         obstacle = self._obstacle(layer, rule)
         if obstacle is not None:
-            return _Choice(self._region, obstacle, tiny=obstacle.startswith("tiny"))
+            return self._float_choice(layer.name, self._region, obstacle, tiny=obstacle.startswith("tiny"))
         return _Choice(Precision.INT8, source)
+
+    def _float_choice(self, name: str, asked: Precision, reason: str, *, tiny: bool = False) -> _Choice:
+        given = self._float_for(name, asked)
+        return _Choice(given, reason if given is asked else f"{reason}; fp32: {REASON}", tiny=tiny)
 
     def _obstacle(self, layer: LayerPlan, rule: PrecisionRule | None) -> str | None:
         """Say why a layer that is to be INT8 stays float, or None."""
@@ -253,7 +278,9 @@ class _Planner:
         """Say why INT8 would only cost, or None."""
         calls = self._calls[layer.name]
         if isinstance(module, POOLS):
-            return "pool with a float layer beside it" if len(calls) == 1 else "pool used at several places"
+            if len(calls) > 1:
+                return "pool used at several places, which would share one range"
+            return "global pool" if is_global_pool(calls[0]) else "pool with a float layer beside it"
         macs = [tiny_macs(node) for node in calls]
         if all(count is not None for count in macs):
             return f"tiny: {max(filter(None, macs), default=0)} multiply-adds per sample, INT8 would only cost"
@@ -270,11 +297,12 @@ class _Planner:
     def _may_fold(self, fold: Fold, choices: Mapping[str, _Choice]) -> bool:
         """Whether no rule wants the BatchNorm in another precision than its layer has."""
         return fold.batchnorm not in self._matches or (
-            choices[fold.batchnorm].precision is self._float_of(choices[fold.layer])
+            choices[fold.batchnorm].precision is self._float_of(fold.layer, choices)
         )
 
-    def _float_of(self, choice: _Choice) -> Precision:
-        return choice.precision if choice.precision.is_float else self._region
+    def _float_of(self, name: str, choices: Mapping[str, _Choice]) -> Precision:
+        precision = choices[name].precision
+        return precision if precision.is_float else self._float_for(name, self._region)
 
     def _place(
         self, choices: Mapping[str, _Choice], folds: Iterable[Fold], example: Tensor
@@ -308,18 +336,20 @@ class _Planner:
     def _layer_plan(self, layer: LayerPlan, choices: Mapping[str, _Choice], into: Mapping[str, str]) -> LayerPlan:
         choice = choices[layer.name]
         if layer.name in into:
-            target = choices[into[layer.name]]
-            return replace(
-                layer,
-                precision=self._float_of(target),
-                float=self._float_of(target),
-                reason=f"folded into {into[layer.name]}",
-            )
+            own = self._float_of(into[layer.name], choices)
+            return replace(layer, precision=own, float=own, reason=f"folded into {into[layer.name]}")
         if choice.precision.is_float:
             return replace(layer, precision=choice.precision, float=choice.precision, reason=choice.reason)
         module = self._modules[layer.name]
         input_spec, weight_spec = default_specs(module)
-        return replace(layer, precision=Precision.INT8, weight=weight_spec, input=input_spec, reason=choice.reason)
+        return replace(
+            layer,
+            precision=Precision.INT8,
+            float=self._float_of(layer.name, choices),
+            weight=weight_spec,
+            input=input_spec,
+            reason=choice.reason,
+        )
 
     def _with_flow(self, plan: Plan, gone: frozenset[str]) -> Plan:
         """Add the operations' precisions and what later targets want to know about the dataflow."""
@@ -347,9 +377,11 @@ class _Planner:
 
     def _with_rule(self, operation: OperationPlan) -> OperationPlan:
         rule, source = self._rule_of(operation.name)
-        if rule is None or not rule.precision.is_float:
-            return operation
-        return replace(operation, precision=rule.precision, reason=source)
+        asked, reason = self._region, operation.reason
+        if rule is not None and rule.precision.is_float:
+            asked, reason = rule.precision, source
+        choice = self._float_choice(operation.name, asked, reason)
+        return replace(operation, precision=choice.precision, reason=choice.reason)
 
     def _name_in_plan(self, node: Node) -> str:
         return node.owner if node.kind is Kind.OPERATION and node.owner in self._modules else node.name

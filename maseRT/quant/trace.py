@@ -205,7 +205,11 @@ def record(model: nn.Module, example: Tensor) -> Graph:
 def record_stable(model: nn.Module, example: Tensor) -> tuple[Graph | None, str]:
     """Record twice on different data, and return the graph, or None and why it cannot be relied on."""
     graph = record(model, example)
-    if graph.same_flow(record(model, _other_batch(example))):
+    try:
+        again = record(model, _other_batch(example))
+    except Exception:  # a user's model; whether its batch may grow is not decided here
+        again = record(model, _other_batch(example)[: len(example)])
+    if graph.same_flow(again):
         return graph, ""
     return None, "the dataflow depends on the data (two batches ran different operations)"
 
