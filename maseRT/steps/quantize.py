@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from maseRT.errors import UsageError
+from maseRT.plan import LayerPlan
 from maseRT.precision import Precision
 from maseRT.quant import make_plan, quantize_model
 from maseRT.steps.common import load_float_weights, save_quantized, set_up
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
+
+_SHOWN = 12
 
 
 def run(context: Context) -> StepResult:
@@ -32,9 +36,15 @@ def run(context: Context) -> StepResult:
         + f"; {len(plan.folds)} BatchNorms folded",
         outputs=[workspace.plan, workspace.quantized_checkpoint],
         summary={"layers": dict(sorted(counts.items())), "folded": len(plan.folds), "notes": list(plan.notes)},
-        table=[
-            ("layer", "type", "precision", "why"),
-            *((layer.name, layer.type, str(layer.precision), layer.reason) for layer in shown),
-        ],
-        remarks=plan.notes,
+        table=_exceptions(shown, section.precision),
+        remarks=[*plan.notes, f"every layer: {workspace.plan}"],
     )
+
+
+def _exceptions(layers: Sequence[LayerPlan], precision: Precision) -> list[tuple[str, ...]]:
+    """Return the layers that did not get the precision that was asked for all, as a table."""
+    rows = [(e.name, e.type, str(e.precision), e.reason) for e in layers if e.precision is not precision]
+    if not rows:
+        return []
+    more = [("...", f"{len(rows) - _SHOWN} more", "", "")] if len(rows) > _SHOWN else []
+    return [("layer", "type", "precision", "why"), *rows[:_SHOWN], *more]
