@@ -9,8 +9,8 @@ from torch import Tensor
 
 from maseRT.errors import UsageError
 
-# "conv1._input_quantizer._amax", "layer1.0._residual_quantizer._amax": owner, quantizer
-_AMAX = re.compile(r"(?:(?P<owner>.+)\.)?_?(?P<tensor>\w+?)_quantizer\._amax")
+# "conv1._input_quantizer._amax", "layer1.0._residual_quantizer._amax", "lstm._weight_quantizers.0._amax"
+_AMAX = re.compile(r"(?:(?P<owner>.+)\.)?_?(?P<tensor>\w+?)_quantizer(?:s\.(?P<index>\d+))?\._amax")
 
 
 def holds_quantizers(state_dict: Mapping[str, Tensor]) -> bool:
@@ -21,7 +21,7 @@ def holds_quantizers(state_dict: Mapping[str, Tensor]) -> bool:
 def split_quantizers(state_dict: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return (weights, amax): "conv1._input_quantizer._amax" becomes "conv1.input" in amax.
 
-    Per-channel ranges lose the dimensions of size 1 that the library keeps for broadcasting: [C, 1, 1, 1] -> [C].
+    That of the n-th of several quantizers, "lstm._input_quantizers.0._amax", becomes "lstm.input_0".
 
     Raises:
         UsageError: there is no range at all, or one with several dimensions.
@@ -39,10 +39,9 @@ def split_quantizers(state_dict: Mapping[str, Tensor], *, where: str) -> tuple[d
                 where=where,
                 fix="calibrate the model again, per tensor or per channel",
             )
-        owner = match["owner"]
-        amax[f"{owner}.{match['tensor']}" if owner else match["tensor"]] = (
-            tensor.reshape(-1) if tensor.dim() else tensor
-        )
+        owner = f"{match['owner']}." if match["owner"] else ""
+        index = f"_{match['index']}" if match["index"] else ""
+        amax[f"{owner}{match['tensor']}{index}"] = tensor
     if not amax:
         raise UsageError(
             "said to be of kind 'pytorch-quantization', but holds no quantizer ranges (..._quantizer._amax)",

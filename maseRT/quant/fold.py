@@ -39,16 +39,19 @@ def folded(layer: nn.Module, batchnorm: nn.Module) -> tuple[Tensor, Tensor]:
     w' = w * gamma / sqrt(var + eps) per output channel, b' = (b - mean) * gamma / sqrt(var + eps) + beta, in double.
     """
     weight, old_bias = layer.get_parameter("weight"), layer.bias
-    mean, variance = batchnorm.get_buffer("running_mean"), batchnorm.get_buffer("running_var")
-    gain = torch.rsqrt(variance.double() + float(batchnorm.eps))  # type: ignore[arg-type]
-    if isinstance(batchnorm.weight, Tensor):
-        gain = gain * batchnorm.weight.detach().double()
+    mean, gain = batchnorm.get_buffer("running_mean"), batchnorm_gain(batchnorm)
     bias = -mean.double() if old_bias is None else old_bias.detach().double() - mean.double()  # type: ignore[operator]
     bias = bias * gain
     if isinstance(batchnorm.bias, Tensor):
         bias = bias + batchnorm.bias.detach().double()
-    new_weight = weight.detach().double() * _per_output_channel(layer, weight, gain)
+    new_weight = weight.detach().double() * per_output_channel(layer, gain)
     return new_weight.to(weight.dtype), bias.to(weight.dtype)
+
+
+def batchnorm_gain(batchnorm: nn.Module) -> Tensor:
+    """Return gamma / sqrt(var + eps), [channels] in double: what folding multiplies each channel's weights with."""
+    gain = torch.rsqrt(batchnorm.get_buffer("running_var").double() + float(batchnorm.eps))  # type: ignore[arg-type]
+    return gain * batchnorm.weight.detach().double() if isinstance(batchnorm.weight, Tensor) else gain
 
 
 def fold_batchnorm(model: nn.Module, layer_name: str, batchnorm_name: str) -> None:
@@ -73,8 +76,9 @@ def fold_batchnorm(model: nn.Module, layer_name: str, batchnorm_name: str) -> No
     setattr(model.get_submodule(parent), child, nn.Identity().train(batchnorm.training))
 
 
-def _per_output_channel(layer: nn.Module, weight: Tensor, gain: Tensor) -> Tensor:
+def per_output_channel(layer: nn.Module, gain: Tensor) -> Tensor:
     """Return the gain in a shape that multiplies the weight: [out, ...], transposed [in, out / groups, ...]."""
+    weight = layer.get_parameter("weight")
     if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return gain.reshape(-1, *[1] * (weight.dim() - 1))
     per_group = gain.reshape(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)

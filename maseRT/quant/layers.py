@@ -155,7 +155,12 @@ def _weight_refusal(layer: nn.Module, operand: Operand) -> str | None:
 
 
 def quantize_layer(
-    layer: nn.Module, *, name: str = "", input: QuantSpec | None = None, weight: QuantSpec | None = None
+    layer: nn.Module,
+    *,
+    name: str = "",
+    input: QuantSpec | None = None,
+    weight: QuantSpec | None = None,
+    quantizer: type[Quantizer] = Quantizer,
 ) -> dict[str, Quantizer]:
     """Turn a layer into its quantized twin, in place, and return its new quantizers by operand name.
 
@@ -165,6 +170,7 @@ def quantize_layer(
         input: how its activations are quantized; None leaves them float.
         weight: how its weights are quantized; None leaves them float. An axis asks for one scale per output channel;
             which axis that is, the table says.
+        quantizer: the class of the quantizers.
 
     Raises:
         StepError: the layer cannot be quantized; the message holds the reason.
@@ -178,15 +184,15 @@ def quantize_layer(
     made: dict[str, Quantizer | nn.Identity] = {}
     for operand in operands(layer):
         spec = input if operand.role == "input" else weight
-        made[operand.name] = nn.Identity() if spec is None else _quantizer(layer, operand, operand.resolve(spec))
+        made[operand.name] = nn.Identity() if spec is None else _made(quantizer, layer, operand, operand.resolve(spec))
     device = next((p.device for p in layer.parameters()), None)
     layer.__class__ = LAYERS[type(layer)].twin
-    for operand_name, quantizer in made.items():
-        layer.add_module(operand_name + SUFFIX, quantizer if device is None else quantizer.to(device))
-        if isinstance(quantizer, Quantizer):
-            quantizer.name = f"{name}.{operand_name}" if name else operand_name
-    return {key: quantizer for key, quantizer in made.items() if isinstance(quantizer, Quantizer)}
+    for operand_name, module in made.items():
+        layer.add_module(operand_name + SUFFIX, module if device is None else module.to(device))
+        if isinstance(module, Quantizer):
+            module.name = f"{name}.{operand_name}" if name else operand_name
+    return {key: module for key, module in made.items() if isinstance(module, Quantizer)}
 
 
-def _quantizer(layer: nn.Module, operand: Operand, spec: QuantSpec) -> Quantizer:
-    return Quantizer(spec, operand.channels(layer, spec))
+def _made(quantizer: type[Quantizer], layer: nn.Module, operand: Operand, spec: QuantSpec) -> Quantizer:
+    return quantizer(spec, operand.channels(layer, spec))

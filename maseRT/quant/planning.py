@@ -11,6 +11,7 @@ from maseRT.config import PrecisionRule, QuantizeSection
 from maseRT.errors import UsageError
 from maseRT.plan import Fold, LayerPlan, OperationPlan, Plan, first_matches
 from maseRT.precision import Precision
+from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import REASON, layer_in_bf16, operation_in_bf16
 from maseRT.quant.fold import folded
 from maseRT.quant.layers import LAYERS, default_specs, operands, refusal
@@ -79,6 +80,7 @@ class _Planner:
         self._model = model
         self._graph = graph
         self._section = section
+        self._backend = get_backend(section.backend)
         self._region = region_precision(section)
         self._placed = graph is not None and section.placement == "tensorrt"
         self._calls = _calls(graph)
@@ -207,7 +209,7 @@ class _Planner:
     def _cannot(self, name: str, precision: Precision) -> str | None:
         """Say why a layer or an operation cannot have a precision, or None."""
         if precision is Precision.INT8:
-            return _refusal(self._modules[name]) if name in self._modules else _NO_LAYER
+            return self._refusal(self._modules[name]) if name in self._modules else _NO_LAYER
         if precision is not Precision.BF16:
             return None
         if name in self._modules:
@@ -260,7 +262,7 @@ class _Planner:
     def _obstacle(self, layer: LayerPlan, rule: PrecisionRule | None) -> str | None:
         """Say why a layer that is to be INT8 stays float, or None."""
         module = self._modules[layer.name]
-        reason = _refusal(module)
+        reason = self._refusal(module)
         if reason is not None:
             return reason
         by_name = rule is not None and (rule.name or rule.regex or rule.type) is not None
@@ -273,6 +275,14 @@ class _Planner:
         if self._graph is not None and layer.name not in self._calls:
             return "the example does not reach it"
         return self._cost(layer, module) if self._placed else None
+
+    def _refusal(self, module: nn.Module) -> str | None:
+        if type(module) not in LAYERS:
+            return f"a {type(module).__name__} has no quantized form"
+        return refusal(module) or self._backend.refusal(module)
+
+    def _is_free_pool(self, name: str, module: nn.Module) -> bool:
+        return isinstance(module, POOLS) and self._refusal(module) is None and len(self._calls.get(name, [])) == 1
 
     def _cost(self, layer: LayerPlan, module: nn.Module) -> str | None:
         """Say why INT8 would only cost, or None."""
@@ -316,7 +326,7 @@ class _Planner:
             "free_pools": frozenset(
                 name
                 for name, module in names.items()
-                if self._matches.get(name) is None and _is_free_pool(module, self._calls.get(name, []))
+                if self._matches.get(name) is None and self._is_free_pool(name, module)
                 if self._section.precision is Precision.INT8
             ),
         }
@@ -407,20 +417,10 @@ def _calls(graph: Graph | None) -> dict[str, list[Node]]:
     return calls
 
 
-def _refusal(module: nn.Module) -> str | None:
-    if type(module) not in LAYERS:
-        return f"a {type(module).__name__} has no quantized form"
-    return refusal(module)
-
-
 def _is_weighted(module: nn.Module) -> bool:
     if type(module) in LAYERS:
         return any(operand.role == "weight" for operand in operands(module))
     return isinstance(module, _WEIGHTED)
-
-
-def _is_free_pool(module: nn.Module, calls: list[Node]) -> bool:
-    return isinstance(module, POOLS) and _refusal(module) is None and len(calls) == 1
 
 
 def _peak(tensor: Tensor) -> float:

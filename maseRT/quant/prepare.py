@@ -6,6 +6,7 @@ from torch import nn
 
 from maseRT.errors import UsageError
 from maseRT.plan import Plan
+from maseRT.quant.backends import get_backend
 from maseRT.quant.casts import set_float_precisions
 from maseRT.quant.fold import fold_batchnorm
 from maseRT.quant.layers import quantize_layer
@@ -25,16 +26,19 @@ def quantize_model(model: nn.Module, plan: Plan, *, master_weights: bool = False
 
     Raises:
         UsageError: the plan is for another model.
+        MissingError: the plan's backend is not installed.
         StepError: a layer cannot be quantized.
     """
     _check_same_model(model, plan)
+    quantizer = get_backend(plan.backend).quantizer
     for fold in plan.folds:
         fold_batchnorm(model, fold.layer, fold.batchnorm)
     turn_off_fast_paths(model)
-    add_sites(model, plan.sites)
+    add_sites(model, plan.sites, quantizer=quantizer)
     for layer in plan.layers:
         if not layer.precision.is_float:
-            quantize_layer(model.get_submodule(layer.name), name=layer.name, input=layer.input, weight=layer.weight)
+            module = model.get_submodule(layer.name)
+            quantize_layer(module, name=layer.name, input=layer.input, weight=layer.weight, quantizer=quantizer)
     if not master_weights:
         set_float_precisions(model, plan)
     return model

@@ -53,8 +53,13 @@ class _Treated:
         self.depth -= 1
 
 
-def add_sites(model: nn.Module, sites: Iterable[SitePlan]) -> None:
+def add_sites(model: nn.Module, sites: Iterable[SitePlan], *, quantizer: type[Quantizer] = Quantizer) -> None:
     """Give every site its quantizer, a submodule of the owner, and route the operand through it.
+
+    Args:
+        model: holds the owners.
+        sites: which operands.
+        quantizer: the class of the quantizers.
 
     Raises:
         UsageError: the model has no such owner.
@@ -64,10 +69,10 @@ def add_sites(model: nn.Module, sites: Iterable[SitePlan]) -> None:
         container = site.operation.removeprefix(f"{site.owner}.") if site.owner else site.operation
         if container not in owner._modules:
             owner.add_module(container, nn.ModuleDict())
-        quantizer = Quantizer(site.spec)
-        quantizer.name = site.name
+        made = quantizer(site.spec)
+        made.name = site.name
         key = f"{site.operand}{SUFFIX}"
-        owner.get_submodule(container).add_module(key, quantizer.to(_device(model)))
+        owner.get_submodule(container).add_module(key, made.to(_device(model)))
         _treatment(owner, site.op, site.index).quantizers[site.operand] = (container, key)
 
 

@@ -89,6 +89,7 @@ def test_pytorch_quantization_ranges_are_taken_apart(file, state):
         "conv1._input_quantizer._amax": torch.tensor(3.0),
         "conv1._weight_quantizer._amax": torch.arange(1.0, 5).reshape(4, 1, 1, 1),
         "fc._weight_quantizer._amax": torch.ones(2, 1),
+        "lstm._input_quantizers.1._amax": torch.tensor(4.0),
         "layer1.0.residual_quantizer._amax": torch.tensor(2.0),
     }
     torch.save({"state_dict": state | ranges}, file)
@@ -98,11 +99,12 @@ def test_pytorch_quantization_ranges_are_taken_apart(file, state):
         assert_holds(checkpoint, state)
         assert {name: list(value.shape) for name, value in checkpoint.amax.items()} == {
             "conv1.input": [],
-            "conv1.weight": [4],
-            "fc.weight": [2],
+            "conv1.weight": [4, 1, 1, 1],
+            "fc.weight": [2, 1],
+            "lstm.input_1": [],
             "layer1.0.residual": [],
         }
-        assert checkpoint.amax["conv1.weight"].tolist() == [1, 2, 3, 4]
+        assert checkpoint.amax["conv1.weight"].flatten().tolist() == [1, 2, 3, 4]
 
 
 def test_a_range_per_element_is_refused(file, state):
