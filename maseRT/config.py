@@ -135,7 +135,7 @@ class QuantizeSection(Section):
     placement: Literal["tensorrt", "layerwise"] = Field("tensorrt", description="Where Q/DQ pairs go.")
     depthwise: bool = Field(True, description="Quantize depth-wise convolutions too.")
     overflow: Literal["keep-fp32", "error"] = Field("keep-fp32", description="FP16 layers that would overflow.")
-    backend: Literal["native", "pytorch-quantization"] = "native"
+    backend: Literal["native", "pytorch-quantization"] = Field("native", description="Whose quantizers are used.")
     plugins: tuple[str, ...] = Field((), description="Modules that call maseRT.quant.register.")
 
 
@@ -289,6 +289,11 @@ class Config(Section):
         for name, needed in needs.items():
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise ValueError(f"[{name.replace('_', '-')}] needs [{needed}]: add it")
+        if self.finetune and self.finetune.learned_amax and self.quantize and self.quantize.backend != "native":
+            raise ValueError(
+                '[finetune] learned_amax needs [quantize] backend = "native": pytorch-quantization learns two bounds, '
+                "which no symmetric Q/DQ pair holds"
+            )
         if self.train is None and self.model.checkpoint is None and not self.model.random_weights:
             raise ValueError(
                 "there are no weights: give [model] checkpoint, or [train], or random_weights = true for benchmarks"

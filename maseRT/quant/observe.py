@@ -92,6 +92,12 @@ def load_amax(model: nn.Module, amax: Mapping[str, Tensor]) -> None:
             quantizer.amax.copy_(amax[name])
 
 
+def known_amax(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the ranges that a model's quantizers have, by amax name; those that are not set are left out."""
+    found = {amax_name(name): quantizer.amax for name, quantizer in quantizers(model).items()}
+    return {name: amax.detach().clone() for name, amax in found.items() if not bool(amax.isnan().any())}
+
+
 def _check_range(name: str, amax: Tensor, quantizer: Quantizer) -> None:
     if amax.shape != quantizer.amax.shape:
         raise StepError(

@@ -19,13 +19,16 @@ from maseRT.plan import Plan, matching_layers, owner_of
 from maseRT.quant import keep_in_fp32, observed_overflow
 from maseRT.quant.calibrators import Method, amax_from_histograms
 from maseRT.quant.histogram import Histogram, tensors_from_histograms
-from maseRT.quant.observe import load_amax, observe
+from maseRT.quant.observe import known_amax, load_amax, observe
 from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, validate
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
+
+CHECKPOINT = "checkpoint"
+"""The name of the ranges that a checkpoint brought along; they are not calibrated again."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Candidate:
 
 
 def run(context: Context) -> StepResult:
-    """Observe, compare the methods on validation, and save the model with the best one's ranges."""
+    """Observe, compare the methods on validation, and save the model with the best one's ranges.
+
+    Ranges that the checkpoint was trained with stay.
+    """
     section = context.config.calibrate
     if section is None:
         raise UsageError("the config has no [calibrate] section")
@@ -71,10 +77,14 @@ def run(context: Context) -> StepResult:
         return _nothing_to_do(context, model, plan)
     with quantizers_off(model):
         float_metrics = validate(context, setting, model)
-    candidates = [
-        _candidate(context, setting, model, plan, histograms, name, methods)
-        for name, methods in _methods(section, plan, histograms).items()
-    ]
+    trained = known_amax(model)
+    if trained:
+        candidates = [_scored(context, setting, model, plan, histograms, CHECKPOINT, trained)]
+    else:
+        candidates = [
+            _candidate(context, setting, model, plan, histograms, name, methods)
+            for name, methods in _methods(section, plan, histograms).items()
+        ]
     best = max(candidates, key=lambda candidate: candidate.rank)
     load_amax(model, best.amax)
     return _save(context, model, plan, histograms, candidates, best, float_metrics)
@@ -128,8 +138,20 @@ def _candidate(
 ) -> Candidate:
     with context.reporter.spinner(f"calibrate: {name}"):
         amax = amax_from_histograms(histograms, methods.__getitem__, ties=plan.ties)
-        load_amax(model, amax)
-        metrics = validate(context, setting, model)
+        return _scored(context, setting, model, plan, histograms, name, amax)
+
+
+def _scored(
+    context: Context,
+    setting: Setting,
+    model: nn.Module,
+    plan: Plan,
+    histograms: Mapping[str, Histogram],
+    name: str,
+    amax: dict[str, Tensor],
+) -> Candidate:
+    load_amax(model, amax)
+    metrics = validate(context, setting, model)
     return Candidate(name, amax, metrics, _layers_sqnr_db(plan, histograms, amax))
 
 
@@ -161,9 +183,9 @@ def _save(
     write_json(workspace.calibration, comparison)
     write_json(workspace.final_plan, plan.to_json())
     save_quantized(workspace.calibrated_checkpoint, model, workspace.final_plan)
+    chosen = "the ranges come from the checkpoint" if best.name == CHECKPOINT else f"{best.name} is best"
     return StepResult(
-        headline=f"{best.name} is best: validation accuracy {best.metrics.accuracy:.2%}, "
-        f"float {float_metrics.accuracy:.2%}",
+        headline=f"{chosen}: validation accuracy {best.metrics.accuracy:.2%}, float {float_metrics.accuracy:.2%}",
         outputs=[
             workspace.histograms,
             *(workspace.amax(candidate.name) for candidate in candidates),

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from torch import Tensor
+
+from maseRT.config import QuantizeSection
 from maseRT.errors import UsageError
-from maseRT.plan import LayerPlan
+from maseRT.models import fit_names
+from maseRT.plan import LayerPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant import make_plan, quantize_model
-from maseRT.steps.common import load_float_weights, save_quantized, set_up
+from maseRT.quant.observe import load_amax
+from maseRT.quant.pytorch_quantization import plan_with_ranges
+from maseRT.steps.common import Setting, load_float_weights, save_quantized, set_up, user_checkpoint
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
 
@@ -17,18 +23,19 @@ _SHOWN = 12
 
 
 def run(context: Context) -> StepResult:
-    """Plan, fold BatchNorms, swap the layers, and save the model, its ranges still unknown."""
+    """Plan, fold BatchNorms, swap the layers, and save the model, its ranges unknown unless the checkpoint has them."""
     section = context.config.quantize
     if section is None:
         raise UsageError("the config has no [quantize] section")
     setting = set_up(context)
     load_float_weights(context, setting.model)
-    plan = make_plan(setting.model, setting.example, section, model_name=context.config.model.name)
+    plan, ranges = _plan(context, setting, section)
     workspace = context.workspace
     write_json(workspace.plan, plan.to_json())
-    save_quantized(
-        workspace.quantized_checkpoint, quantize_model(setting.model, plan, master_weights=True), workspace.plan
-    )
+    model = quantize_model(setting.model, plan, master_weights=True)
+    if ranges:
+        load_amax(model, ranges)
+    save_quantized(workspace.quantized_checkpoint, model, workspace.plan)
     shown = [layer for layer in plan.layers if layer.weighted or layer.precision is Precision.INT8]
     counts = Counter(str(layer.precision) for layer in shown)
     return StepResult(
@@ -39,6 +46,21 @@ def run(context: Context) -> StepResult:
         table=_exceptions(shown, section.precision),
         remarks=[*plan.notes, f"every layer: {workspace.plan}"],
     )
+
+
+def _plan(context: Context, setting: Setting, section: QuantizeSection) -> tuple[Plan, dict[str, Tensor]]:
+    """Return the plan and, for a checkpoint that was trained with quantizers, all its ranges."""
+
+    def make(section: QuantizeSection) -> Plan:
+        plan: Plan = make_plan(setting.model, setting.example, section, model_name=context.config.model.name)
+        return plan
+
+    checkpoint = user_checkpoint(context)
+    if checkpoint is None or not checkpoint.amax:
+        return make(section), {}
+    where = str(context.config.model.checkpoint)
+    fitted, _ = fit_names(checkpoint, setting.model, where=where)
+    return plan_with_ranges(setting.model, section, fitted.amax, make=make, where=where)
 
 
 def _exceptions(layers: Sequence[LayerPlan], precision: Precision) -> list[tuple[str, ...]]:
