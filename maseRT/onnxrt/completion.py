@@ -1,0 +1,210 @@
+"""Q/DQ pairs that ONNX Runtime's CPU provider wants beyond those of the symmetric form.
+
+TensorRT fuses a convolution with what follows it in float and quantizes at the end. ONNX Runtime's integer kernels read
+and write integers: a convolution, addition, concatenation or pool without a QuantizeLinear behind it runs in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from maseRT.onnxrt.bounds import SHAPE_OPS, clip_limits, is_nonnegative, upper_bound
+from maseRT.onnxrt.graph import Graph, attribute
+from maseRT.onnxrt.qdq import is_dequantized
+from maseRT.onnxrt.unsigned import unsigned_step
+
+_JOINS = frozenset(("Add", "Mul", "Concat"))
+_POOLS = frozenset(("AveragePool", "GlobalAveragePool"))
+_SPATIAL = ([2, 3], [-2, -1])
+
+_FUSED_WITH_GEMM = frozenset(
+    ("LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Selu", "Softplus", "Softsign", "ThresholdedRelu")
+)
+"""Activations that ONNX Runtime fuses with a Gemm in float before it looks for Q/DQ pairs; Relu is another one."""
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Incomplete:
+    """A tensor that needs a Q/DQ pair.
+
+    Attributes:
+        tensor: its name.
+        reason: what for.
+        like: a QuantizeLinear whose range it can share at no loss; None when the range has to be measured.
+    """
+
+    tensor: str
+    reason: str
+    like: NodeProto | None
+
+
+def use_global_pools(graph: Graph) -> int:
+    """Write means over all positions as GlobalAveragePool, which has an integer kernel; returns how many there were."""
+    found = [node for node in graph.nodes if _is_global_mean(graph, node)]
+    for node in found:
+        data, output = node.input[0], node.output[0]
+        keep = bool(attribute(node, "keepdims", 1))
+        graph.remove(node)
+        pooled = output if keep else graph.fresh(f"{output}_pooled")
+        graph.add_node("GlobalAveragePool", [data], pooled, like=node)
+        if not keep:
+            graph.add_node("Flatten", [pooled], output, like=node, axis=1)
+    return len(found)
+
+
+def keep_relus_apart(graph: Graph) -> int:
+    """Write the Relu of an integer Gemm with a float result as Max(x, 0); returns how many there were.
+
+    ONNX Runtime would fuse Gemm and Relu in float before it looks for Q/DQ pairs. No value changes.
+    """
+    found = 0
+    for node in list(graph.nodes):
+        if not _is_integer_gemm(graph, node):
+            continue
+        relu = graph.only_reader(node.output[0])
+        behind = None if relu is None or relu.op_type != "Relu" else graph.only_reader(relu.output[0])
+        if relu is None or relu.op_type != "Relu" or (behind is not None and behind.op_type == "QuantizeLinear"):
+            continue
+        zero = graph.shared_constant("relu_zero", np.array(0, np.float32))
+        source, output = relu.input[0], relu.output[0]
+        graph.remove(relu)
+        graph.add_node("Max", [source, zero], output, like=relu)
+        found += 1
+    return found
+
+
+def _is_integer_gemm(graph: Graph, node: NodeProto) -> bool:
+    if node.op_type != "Gemm" or not is_dequantized(graph, node.input[0]):
+        return False
+    weight = graph.producer(node.input[1])
+    return weight is not None and weight.op_type == "DequantizeLinear"
+
+
+def _is_global_mean(graph: Graph, node: NodeProto) -> bool:
+    if node.op_type != "ReduceMean" or len(node.input) < 2 or graph.rank(node.input[0]) != 4:
+        return False
+    axes = graph.constant(node.input[1])
+    return axes is not None and sorted(axes.tolist()) in _SPATIAL
+
+
+def incomplete_tensors(graph: Graph) -> list[Incomplete]:
+    """Return the tensors that need a Q/DQ pair so that every integer kernel that can run does, in execution order."""
+    found: dict[str, Incomplete] = {}
+    for node in graph.nodes:
+        reason = _wants_integer_output(graph, node, found)
+        if reason is None:
+            continue
+        tensor = _fused_output(graph, node)
+        readers = graph.readers(tensor)
+        if graph.is_output(tensor) or not all(reader.op_type == "QuantizeLinear" for reader in readers):
+            found[tensor] = Incomplete(tensor, reason, _shared_range(graph, tensor))
+    return list(found.values())
+
+
+def complete(graph: Graph, tensors: list[Incomplete], ranges: Mapping[str, Range]) -> None:
+    """Insert the pairs, uint8 where the range is a measured one.
+
+    Args:
+        graph: edited.
+        tensors: of `incomplete_tensors`.
+        ranges: least and greatest value of every tensor that shares no range.
+    """
+    for entry in tensors:
+        if entry.like is not None:
+            scale, zero_point = entry.like.input[1], entry.like.input[2]
+        else:
+            step, zero = unsigned_parameters(
+                *ranges[entry.tensor],
+                nonnegative=is_nonnegative(graph, entry.tensor),
+                bound=upper_bound(graph, entry.tensor),
+            )
+            scale = graph.add_constant(f"{entry.tensor}_scale", np.array(step, np.float32))
+            zero_point = graph.shared_constant(f"zero_point_{zero}", np.array(zero, np.uint8))
+        _insert_pair(graph, entry.tensor, scale, zero_point)
+
+
+def unsigned_parameters(low: float, high: float, *, nonnegative: bool, bound: float | None) -> tuple[np.float32, int]:
+    """Return the step and the zero point of a range in uint8; the range is widened to hold zero exactly."""
+    if nonnegative or low >= 0:
+        return unsigned_step(high if high > 0 else 1.0, bound), 0
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = np.float32((high - low) / 255)
+    return step, int(np.clip(np.rint(-low / step), 0, 255))
+
+
+def _insert_pair(graph: Graph, tensor: str, scale: str, zero_point: str) -> None:
+    producer = graph.producer(tensor)
+    if producer is None:
+        return
+    readers = [node for node in graph.readers(tensor) if node.op_type != "QuantizeLinear"]
+    source, result = tensor, graph.fresh(f"{tensor}_dequantized")
+    if graph.is_output(tensor):
+        source, result = graph.fresh(f"{tensor}_float"), tensor
+        graph.rename_output(producer, tensor, source)
+        graph.redirect(tensor, source, [node for node in graph.readers(tensor) if node.op_type == "QuantizeLinear"])
+    else:
+        graph.redirect(tensor, result, readers)
+    quantized = graph.fresh(f"{tensor}_quantized")
+    graph.add_node("QuantizeLinear", [source, scale, zero_point], quantized, like=producer)
+    graph.add_node("DequantizeLinear", [quantized, scale, zero_point], result, like=producer)
+
+
+def _wants_integer_output(graph: Graph, node: NodeProto, found: Mapping[str, Incomplete]) -> str | None:
+    """Say why a node's output has to be integer; None when it need not."""
+
+    def integer(tensor: str) -> bool:
+        return tensor in found or is_dequantized(graph, tensor)
+
+    if node.op_type == "Conv":
+        weight = graph.producer(node.input[1])
+        ready = integer(node.input[0]) and weight is not None and weight.op_type == "DequantizeLinear"
+        return "result of an INT8 convolution" if ready else None
+    if node.op_type == "Gemm" and _is_integer_gemm(graph, node):
+        reader = graph.only_reader(node.output[0])
+        return "INT8 Gemm before an activation" if reader is not None and reader.op_type in _FUSED_WITH_GEMM else None
+    if node.op_type in _JOINS and len(node.input) > 1 and all(integer(name) for name in node.input):
+        return f"result of {node.op_type} on integers"
+    if node.op_type in _POOLS and integer(node.input[0]):
+        return f"result of {node.op_type} on integers"
+    return None
+
+
+def _fused_output(graph: Graph, node: NodeProto) -> str:
+    """Return a node's output behind the activation that disappears in the rounding to unsigned integers."""
+    reader = graph.only_reader(node.output[0])
+    if reader is None:
+        return str(node.output[0])
+    if reader.op_type == "Relu" or (reader.op_type == "Clip" and clip_limits(graph, reader)[0] == 0):
+        return str(reader.output[0])
+    return str(node.output[0])
+
+
+def _shared_range(graph: Graph, tensor: str) -> NodeProto | None:
+    """Return a QuantizeLinear that all readers of a tensor lead to, where nothing is lost by quantizing as it does.
+
+    That is one that reads the tensor itself, or stands behind max pools and reshapings of it, which commute with
+    rounding.
+    """
+    for reader in graph.readers(tensor):
+        if reader.op_type == "QuantizeLinear":
+            return reader
+    ahead = [_quantizer_ahead(graph, reader) for reader in graph.readers(tensor)]
+    if not ahead or graph.is_output(tensor) or any(node is None for node in ahead):
+        return None
+    parameters = {(node.input[1], node.input[2]) for node in ahead if node is not None}
+    return ahead[0] if len(parameters) == 1 else None
+
+
+def _quantizer_ahead(graph: Graph, node: NodeProto) -> NodeProto | None:
+    if node.op_type == "QuantizeLinear":
+        return node
+    if node.op_type != "MaxPool" and node.op_type not in SHAPE_OPS:
+        return None
+    reader = graph.only_reader(node.output[0])
+    return None if reader is None else _quantizer_ahead(graph, reader)

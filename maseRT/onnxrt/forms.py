@@ -1,0 +1,120 @@
+"""The forms of one exported model: each target gets the quantized model the way its kernels like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from maseRT.onnxrt.biases import make_room_for_biases, quantize_biases
+from maseRT.onnxrt.completion import (
+    Range,
+    complete,
+    incomplete_tensors,
+    keep_relus_apart,
+    use_global_pools,
+)
+from maseRT.onnxrt.graph import Graph
+from maseRT.onnxrt.unsigned import make_unsigned
+from maseRT.onnxrt.weights import round_float_weights, store_weights_as_int8, transpose_weights
+
+RangesOf = Callable[[ModelProto, Sequence[str]], Mapping[str, Range]]
+"""Measures the least and greatest value of tensors in a model on calibration data."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model made for a target, and everything in it that computes something else than the exported model.
+
+    Attributes:
+        refined: activations that are never negative, now in 255 steps instead of 127 over the same range.
+        shifted: activations with the same values in other integers.
+        added: activations that are newly rounded, and why; with their ranges where these were measured.
+        int8_weights: weights stored as integers; no value changes.
+        rounded_weights: weights stored as float numbers on the INT8 grid, for kernels that only exist in float.
+        int32_biases: biases of matrix products with a float result, stored as int32.
+        coarsened_channels: weight channels next to zero, with larger steps so that their bias fits into int32.
+        global_pools: means over all positions written as global pools; the sums are the same but for their order.
+    """
+
+    refined: tuple[str, ...] = ()
+    shifted: tuple[str, ...] = ()
+    added: tuple[tuple[str, str, Range | None], ...] = ()
+    int8_weights: int = 0
+    rounded_weights: int = 0
+    int32_biases: int = 0
+    coarsened_channels: int = 0
+    global_pools: int = 0
+
+    def changes(self) -> list[str]:
+        """Say in sentences what the numbers of this form differ in from those of the symmetric one."""
+        said = []
+        if self.refined:
+            said.append(
+                f"{len(self.refined)} activations that are never negative have 255 steps of amax / 255 instead of "
+                "127 of amax / 127"
+            )
+        if self.added:
+            said.append(f"{len(self.added)} more activations are rounded to uint8, for integer kernels on both sides")
+        if self.refined or self.shifted:
+            said.append("the biases of INT8 products are rounded to int32, in steps of input step x weight step")
+        if self.coarsened_channels:
+            said.append(f"{self.coarsened_channels} weight channels next to zero have larger steps, for their bias")
+        return said
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "changes": self.changes(),
+            "refined": list(self.refined),
+            "shifted": list(self.shifted),
+            "added": [{"tensor": t, "reason": r, "range": list(ends) if ends else None} for t, r, ends in self.added],
+            "int8_weights": self.int8_weights,
+            "rounded_weights": self.rounded_weights,
+            "int32_biases": self.int32_biases,
+            "coarsened_channels": self.coarsened_channels,
+            "global_pools": self.global_pools,
+        }
+
+
+def symmetric_form(model: ModelProto) -> tuple[ModelProto, Form]:
+    """Return the exported model with its weights as INT8 initializers: for OpenVINO. No value changes."""
+    graph = Graph(_copy(model))
+    stored = store_weights_as_int8(graph)
+    return graph.finish(), Form(int8_weights=stored)
+
+
+def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
+    """Return the model in the form that ONNX Runtime's CPU provider has integer kernels for.
+
+    Args:
+        model: exported, with symmetric int8 Q/DQ pairs; not changed.
+        ranges_of: measures the tensors that need a range of their own.
+    """
+    graph = Graph(onnx.shape_inference.infer_shapes(model))
+    pools = use_global_pools(graph)
+    graph = Graph(graph.finish())
+    tensors = incomplete_tensors(graph)
+    unknown = [entry.tensor for entry in tensors if entry.like is None]
+    ranges = ranges_of(graph.finish(), unknown) if unknown else {}
+    complete(graph, tensors, ranges)
+    unsigned = make_unsigned(graph)
+    coarsened = make_room_for_biases(graph)
+    keep_relus_apart(graph)
+    biases = quantize_biases(graph)
+    stored = store_weights_as_int8(graph)
+    rounded = round_float_weights(graph)
+    transpose_weights(graph)
+    added = tuple((entry.tensor, entry.reason, ranges.get(entry.tensor)) for entry in tensors)
+    return graph.finish(), Form(
+        unsigned.refined, unsigned.shifted, added, stored - rounded, rounded, biases, coarsened, pools
+    )
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy

@@ -1,0 +1,57 @@
+"""Q/DQ pairs in an ONNX graph: which tensors come from integers, which pairs are symmetric."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from maseRT.onnxrt.graph import Graph
+
+PRODUCTS = frozenset(("Conv", "Gemm", "MatMul"))
+"""The operators that ONNX Runtime's CPU provider has integer kernels for, with a weight."""
+
+
+def is_dequantized(graph: Graph, tensor: str) -> bool:
+    """Tell whether a tensor is an activation that comes out of a DequantizeLinear."""
+    node = graph.producer(tensor)
+    return node is not None and node.op_type == "DequantizeLinear" and graph.constant(node.input[0]) is None
+
+
+def symmetric_pairs(graph: Graph) -> list[NodeProto]:
+    """Return the QuantizeLinear nodes of activations that are int8 with one scale and zero point 0, with DQ behind."""
+    found = []
+    for node in graph.nodes:
+        if node.op_type != "QuantizeLinear" or len(node.input) < 3 or graph.constant(node.input[0]) is not None:
+            continue
+        scale, zero_point = graph.constant(node.input[1]), graph.constant(node.input[2])
+        if scale is None or zero_point is None or scale.size != 1 or zero_point.dtype != np.int8 or zero_point.any():
+            continue
+        readers = graph.readers(node.output[0])
+        if readers and all(reader.op_type == "DequantizeLinear" for reader in readers):
+            found.append(node)
+    return found
+
+
+def weight_dequantizers(graph: Graph) -> list[NodeProto]:
+    """Return the DequantizeLinear nodes of constants, quantized in the file or by a QuantizeLinear before them."""
+    found = []
+    for node in graph.nodes:
+        if node.op_type != "DequantizeLinear":
+            continue
+        quantize = graph.producer(node.input[0])
+        source = quantize.input[0] if quantize is not None and quantize.op_type == "QuantizeLinear" else node.input[0]
+        if graph.constant(source) is not None:
+            found.append(node)
+    return found
+
+
+def has_integer_kernel(graph: Graph, dequantize: NodeProto) -> bool:
+    """Tell whether everything that reads a weight's DequantizeLinear is a product of integers."""
+    readers = graph.readers(dequantize.output[0])
+    products = []
+    for reader in readers:
+        behind = graph.readers(reader.output[0]) if reader.op_type == "Transpose" else [reader]
+        products += behind
+    return bool(products) and all(
+        node.op_type in PRODUCTS and is_dequantized(graph, node.input[0]) for node in products
+    )
