@@ -75,7 +75,13 @@ class OnnxRuntime:
         settings = [{"device_id": cuda_index(device)}, {}] if provider == _CUDA else [{}]
         asked = [provider, _CPU] if provider == _CUDA else [_CPU]
         try:
-            session = ort.InferenceSession(str(artifact), options, providers=asked, provider_options=settings)
+            session = ort.InferenceSession(
+                str(artifact),
+                options,
+                providers=asked,
+                provider_options=settings,
+                disabled_optimizers=_harmful_optimizers(artifact),
+            )
         except Exception as error:  # its errors share no base class
             raise StepError(
                 f"onnxruntime {ort.__version__} cannot load it: {error}",
@@ -84,6 +90,19 @@ class OnnxRuntime:
             ) from error
         check_provider(provider, session.get_providers())
         return OnnxSession(session, device=device)
+
+
+def _harmful_optimizers(path: Path) -> list[str]:
+    """Return the optimizations that would change a file's result.
+
+    WeightBiasQuantization divides a bias by its scale in the scale's own type: half overflows to infinity.
+    """
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    half_scales = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
+    quantizes_in_half = any(n.op_type == "DequantizeLinear" and n.input[1] in half_scales for n in graph.node)
+    return ["WeightBiasQuantization"] if quantizes_in_half else []
 
 
 def check_provider(asked: str, got: Sequence[str]) -> None:

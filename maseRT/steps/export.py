@@ -15,6 +15,7 @@ from maseRT.config import ExportSection
 from maseRT.errors import CheckError, UsageError
 from maseRT.onnx_export import INPUT, OUTPUT, export_onnx
 from maseRT.onnx_graph import count_qdq
+from maseRT.plan import Plan
 from maseRT.quant.quantizer import quantizers
 from maseRT.runtimes.onnxruntime import OnnxRuntime, Optimization
 from maseRT.steps.common import Setting, load_float_weights, rebuild_final, set_up
@@ -44,12 +45,12 @@ def run(context: Context) -> StepResult:
     load_float_weights(context, setting.model)
     float_logits = _logits(setting.model, sample)
     checks = {"float": _export(context, setting.model, workspace.float_onnx, sample, float_logits, MIN_SQNR_DB)}
-    model, _ = rebuild_final(context, setting)
+    model, plan = rebuild_final(context, setting)
     logits = _logits(model, sample)
     quantization_db = agreement(float_logits, logits).sqnr_db
     floor_db = MIN_SQNR_DB if quantization_db is None else min(MIN_SQNR_DB, quantization_db)
     checks["quantized"] = _export(context, model, workspace.onnx, sample, logits, floor_db)
-    pairs = _check_pairs(workspace.onnx, model)
+    pairs = _check_pairs(workspace.onnx, model, plan)
     summary = {
         "onnx_path": str(workspace.onnx),
         "opset": section.opset,
@@ -114,16 +115,16 @@ def _require(found: Agreement, path: Path, level: str, floor_db: float) -> None:
         )
 
 
-def _check_pairs(path: Path, model: nn.Module) -> int:
-    """Return the number of Q/DQ pairs.
+def _check_pairs(path: Path, model: nn.Module, plan: Plan) -> int:
+    """Return the number of Q/DQ pairs: one for each quantizer, or one for those of a tie that read the same tensor.
 
     Raises:
-        CheckError: it is not the number of the model's quantizers that were reached.
+        CheckError: the file has more or fewer.
     """
-    pairs = count_qdq(path)
-    expected = len(quantizers(model))
-    if pairs < expected:
-        raise CheckError(f"{pairs} Q/DQ pairs, but the plan has {expected} quantized tensors", where=str(path))
+    pairs, most = count_qdq(path), len(quantizers(model))
+    least = most - sum(len(tie) - 1 for tie in plan.ties)
+    if not least <= pairs <= most:
+        raise CheckError(f"{pairs} Q/DQ pairs, but the plan has {most} quantized tensors", where=str(path))
     return pairs
 
 

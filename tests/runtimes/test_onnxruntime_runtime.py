@@ -117,3 +117,28 @@ def test_no_provider_at_all_is_an_error():
 def test_the_package_is_imported_only_to_run():
     code = "import sys; from maseRT.runtimes.onnxruntime import OnnxRuntime; OnnxRuntime().missing();"
     subprocess.run([sys.executable, "-c", f"{code} sys.exit('onnxruntime' in sys.modules)"], check=True)
+
+
+def test_a_large_bias_survives_half_precision_quantization(onnx_file):
+    """onnxruntime's own quantization of biases overflows in half: 60 / (0.001 * 0.01) is beyond 65504."""
+    one, scale, weight_scale = np.zeros((), np.int8), np.float16(0.001), np.float16(0.01)
+    constants = {
+        "zero": one,
+        "s": np.array(scale),
+        "ws": np.array(weight_scale),
+        "w": np.full((2, 1, 1, 1), 3, np.int8),
+        "bias": np.array([60, -60], np.float16),
+    }
+    nodes = [
+        ("Cast", ["input"], "half", "conv", {"to": 10}),
+        ("QuantizeLinear", ["half", "s", "zero"], "q", "conv", {}),
+        ("DequantizeLinear", ["q", "s", "zero"], "x", "conv", {}),
+        ("DequantizeLinear", ["w", "ws", "zero"], "dw", "conv", {}),
+        ("Conv", ["x", "dw", "bias"], "y", "conv", {}),
+        ("Cast", ["y"], "output", "conv", {"to": 1}),
+    ]
+    path = onnx_file(nodes, shape=("batch", 1, 1, 1), constants=constants)
+    for level in ("disabled", "all"):
+        with OnnxRuntime().open(path, optimization=level) as session:
+            output = session.infer({"input": np.full((1, 1, 1, 1), 0.1, np.float32)})["output"]
+        np.testing.assert_allclose(output.ravel(), [60, -60], rtol=1e-2)
