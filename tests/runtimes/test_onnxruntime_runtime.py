@@ -126,6 +126,7 @@ def test_a_large_bias_survives_half_precision_quantization(onnx_file):
         "zero": one,
         "s": np.array(scale),
         "ws": np.array(weight_scale),
+        "ys": np.array(np.float16(1)),
         "w": np.full((2, 1, 1, 1), 3, np.int8),
         "bias": np.array([60, -60], np.float16),
     }
@@ -135,7 +136,9 @@ def test_a_large_bias_survives_half_precision_quantization(onnx_file):
         ("DequantizeLinear", ["q", "s", "zero"], "x", "conv", {}),
         ("DequantizeLinear", ["w", "ws", "zero"], "dw", "conv", {}),
         ("Conv", ["x", "dw", "bias"], "y", "conv", {}),
-        ("Cast", ["y"], "output", "conv", {"to": 1}),
+        ("QuantizeLinear", ["y", "ys", "zero"], "yq", "act", {}),
+        ("DequantizeLinear", ["yq", "ys", "zero"], "dy", "act", {}),
+        ("Cast", ["dy"], "output", "act", {"to": 1}),
     ]
     path = onnx_file(nodes, shape=("batch", 1, 1, 1), constants=constants)
     for level in ("disabled", "all"):
