@@ -50,7 +50,7 @@ def run(context: Context) -> StepResult:
     quantization_db = agreement(float_logits, logits).sqnr_db
     floor_db = MIN_SQNR_DB if quantization_db is None else min(MIN_SQNR_DB, quantization_db)
     checks["quantized"] = _export(context, model, workspace.onnx, sample, logits, floor_db)
-    pairs = _check_pairs(workspace.onnx, model, plan)
+    pairs = _check_pairs(workspace.onnx, plan, model, sample)
     summary = {
         "onnx_path": str(workspace.onnx),
         "opset": section.opset,
@@ -115,17 +115,34 @@ def _require(found: Agreement, path: Path, level: str, floor_db: float) -> None:
         )
 
 
-def _check_pairs(path: Path, model: nn.Module, plan: Plan) -> int:
-    """Return the number of Q/DQ pairs: one for each quantizer, or one for those of a tie that read the same tensor.
+def _check_pairs(path: Path, plan: Plan, model: nn.Module, sample: Tensor) -> int:
+    """Return the number of Q/DQ pairs: one for each time a quantizer runs, one for those of a tie on the same tensor.
 
     Raises:
         CheckError: the file has more or fewer.
     """
-    pairs, most = count_qdq(path), len(quantizers(model))
-    least = most - sum(len(tie) - 1 for tie in plan.ties)
+    pairs, most = count_qdq(path), _quantizer_calls(model, sample)
+    least = len(quantizers(model)) - sum(len(tie) - 1 for tie in plan.ties)
     if not least <= pairs <= most:
-        raise CheckError(f"{pairs} Q/DQ pairs, but the plan has {most} quantized tensors", where=str(path))
+        raise CheckError(f"{pairs} Q/DQ pairs, but quantizers run {most} times in the model", where=str(path))
     return pairs
+
+
+def _quantizer_calls(model: nn.Module, sample: Tensor) -> int:
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    hooks = [quantizer.register_forward_hook(count) for quantizer in quantizers(model).values()]
+    try:
+        with torch.inference_mode():
+            model(sample[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
 
 
 def _described(found: dict[str, Agreement]) -> str:
