@@ -173,7 +173,7 @@ def test_a_disk_that_fills_up(empty, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(StepError, match="No space left on device"):
         empty.single("train") if patch.setattr(os, "fsync", full) else empty.transform()
     assert not read_record(empty.workspace, "train")
-    assert not [path for path in empty.folder.rglob("*.safetensors")]
+    assert not list(empty.folder.rglob("*.safetensors"))
 
 
 def test_the_report_holds_every_row_and_says_why_one_did_not_run(pristine):
