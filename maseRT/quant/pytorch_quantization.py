@@ -11,6 +11,7 @@ A layer is quantized only where the library's own module computes what torch's c
 from __future__ import annotations
 
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,8 @@ from maseRT.quant.operand import Operand
 from maseRT.quant.operations import joined
 from maseRT.quant.quantizer import Quantizer
 
+FOLDED_SQNR_DB = 60.0
+"""What a BatchNorm's fold may cost the levels of a weight: about a hundredth of what rounding to them has cost."""
 ZERO_RANGE = 2.0**-24
 """The library takes ranges up to this one for zero, and quantizes everything in them to 0."""
 
@@ -117,7 +120,7 @@ def _tensor_quantizer(spec: QuantSpec) -> nn.Module:
 
 @contextmanager
 def _unchanged_logging() -> Iterator[None]:
-    """Undo what importing the library does to the root logger: a handler of its own, another level."""
+    """Undo what importing the library does to the root logger: a handler of its own for the ones there, and a level."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -125,9 +128,7 @@ def _unchanged_logging() -> Iterator[None]:
             warnings.simplefilter("ignore", DeprecationWarning)  # it uses torch.jit.script
             yield
     finally:
-        for handler in root.handlers[:]:
-            if handler not in handlers:
-                root.removeHandler(handler)
+        root.handlers[:] = handlers
         root.setLevel(level)
         logging.getLogger("absl").setLevel(logging.WARNING)  # it announces every quantizer
 
@@ -185,7 +186,7 @@ def plan_with_ranges(
     """Plan for a checkpoint that was trained with the library: what it has ranges for is quantized, and nothing else.
 
     The quantized model then computes what the trained one computed. A range of weights is multiplied, with the weights,
-    by the gain of the BatchNorm that is folded into them; where that would not be exact the BatchNorm stays.
+    by the gain of the BatchNorm that is folded into them; where that would change their levels the BatchNorm stays.
     Rules of the section come first: they can keep layers float. Where its precision is float, only layers that a rule
     makes INT8 are quantized.
 
@@ -411,12 +412,15 @@ class _Follower:
         if name not in self._amax:
             return True
         layer, batchnorm = self._model.get_submodule(fold.layer), self._model.get_submodule(fold.batchnorm)
-        new = _folded_range(layer, batchnorm_gain(batchnorm), tensors[fold.layer]["weight"])
-        if new is None:
+        amax, gain = tensors[fold.layer]["weight"], batchnorm_gain(batchnorm)
+        new, moved, moved_db = _folded_range(layer, gain, amax), *_moved_levels(layer, gain, amax)
+        if new is None or moved_db < FOLDED_SQNR_DB:
             reason = f"not folded: {fold.layer} could not keep the levels of its weights"
             layers[fold.batchnorm] = replace(layers[fold.batchnorm], reason=reason)
             self._notes.append(f"{fold.batchnorm}: {reason}")
             return False
+        if moved:
+            self._notes.append(f"{fold.batchnorm}: its negative gain turns {moved} weights of level -128 into 127")
         self._amax[name] = new
         layers[fold.layer] = replace(layers[fold.layer], weight=default_specs(layer)[1])
         return True
@@ -432,7 +436,8 @@ class _Follower:
             found = [site for site in self._plan.sites if site.owner == owner and site.op == "add"]
             if len(found) != 1 or value.numel() != 1:
                 raise UsageError(
-                    f"has a range for the shortcut of {owner}, where the plan quantizes {len(found)} additions",
+                    f"has a range for the shortcut of {owner or 'the model'}, where the plan quantizes "
+                    f"{len(found)} additions",
                     where=self._where,
                     fix='set [quantize] placement = "tensorrt", and do not keep the layer before the addition float',
                 )
@@ -445,23 +450,30 @@ class _Follower:
 
 
 def _folded_range(layer: nn.Module, gain: Tensor, amax: Tensor) -> Tensor | None:
-    """Return the range that keeps every level of a weight that a BatchNorm is folded into, or None if there is none.
+    """Return the range that keeps the levels of a weight that a BatchNorm is folded into.
 
-    There is none where a negative gain turns the lowest level, -128, into 128, and where groups of a transposed
-    convolution share a range but not their gain.
+    None if there is none: groups of a transposed convolution share their ranges, but not their gain.
 
     Args:
         layer: with its trained weight.
         gain: of the BatchNorm, [output channels].
         amax: of the weight, [] or one per output channel, in a shape that broadcasts against it.
     """
-    weight = layer.get_parameter("weight").detach()
-    levels = torch.round(weight * (127 / amax))
-    if bool(((levels < -127) & (per_output_channel(layer, gain) < 0)).any()):
-        return None
     if isinstance(layer, _ConvTransposeNd):
         groups = gain.reshape(layer.groups, -1).abs()
         if not bool((groups == groups[0]).all()):
             return None
         gain = groups[0]
     return (amax.detach().double().reshape(-1) * gain.abs()).float().clamp(min=AMAX_FLOOR)
+
+
+def _moved_levels(layer: nn.Module, gain: Tensor, amax: Tensor) -> tuple[int, float]:
+    """Return how many weights a fold moves by a level, and the levels' signal-to-noise ratio in dB.
+
+    A negative gain turns -128, which only a weight beyond its range has, into 128, which there is not. The arguments
+    are those of `_folded_range`.
+    """
+    weight = layer.get_parameter("weight").detach()
+    levels = torch.round(weight * (127 / amax)).clamp(-128, 127)
+    moved = int(((levels < -127) & (per_output_channel(layer, gain) < 0)).sum())
+    return moved, 10 * math.log10(float(levels.double().square().sum()) / moved) if moved else math.inf
