@@ -14,7 +14,7 @@ LAYERS = [
     {"steps"},
     {
         "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_graph",
-        "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt",
+        "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt", "onnxrt",
     },
     {"workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories", "hardware"},
 ]  # fmt: skip

@@ -87,7 +87,9 @@ def _products(graph: Graph) -> Iterator[_Product]:
         if bias is None or source is None or weight is None or weight.op_type != "DequantizeLinear":
             continue
         steps = graph.constant(source.input[1]), graph.constant(weight.input[1])
-        if bias.ndim != 1 or steps[0] is None or steps[1] is None or not _is_plain(node):
+        if steps[0] is None or steps[1] is None or steps[1].dtype != np.float32:
+            continue
+        if bias.ndim != 1 or not _is_plain(node):
             continue
         weight_step = np.broadcast_to(steps[1].reshape(-1), bias.shape)
         yield _Product(node, weight, bias, float(steps[0].reshape(())), weight_step)

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import onnx
 from onnx import ModelProto
+
+from maseRT.onnxrt.providers import SessionSettings, parse_device
+from maseRT.runtimes.onnxruntime import create_session
 
 _INTEGER_CONVOLUTIONS = frozenset(("QLinearConv", "ConvInteger", "QLinearConvTranspose"))
 _INTEGER_PRODUCTS = frozenset(
@@ -100,3 +106,18 @@ def count_kernels(optimized: ModelProto) -> Kernels:
         copies=total(_COPIES),
         operators=dict(sorted(operators.items())),
     )
+
+
+def kernels_of(artifact: Path, device: str, settings: SessionSettings) -> Kernels | None:
+    """Load an ONNX file on a device and count the kernels; None where the provider compiles the graph into its own.
+
+    Raises:
+        StepError: onnxruntime cannot load the file.
+    """
+    provider, _ = parse_device(device)
+    if provider.device not in ("cpu", "cuda"):
+        return None
+    with TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        create_session(artifact, device, settings, optimized=optimized)
+        return count_kernels(onnx.load(optimized, load_external_data=False))

@@ -1,19 +1,27 @@
-"""The ONNX Runtime runtime: an ONNX file on the CPU or CUDA execution provider, never silently on another one."""
+"""The ONNX Runtime runtime: an ONNX file on the execution provider of a device, never silently on another one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from maseRT.errors import CheckError, MissingError, StepError
-from maseRT.hardware import cuda_index, why_no_gpu
+from maseRT.onnxrt.providers import (
+    CPU,
+    Optimization,
+    Provider,
+    SessionSettings,
+    node_counts,
+    parse_device,
+    plugin_devices,
+    provider_options,
+    saturating_products,
+    why_unavailable,
+)
 from maseRT.runtimes.base import TensorSpec
 from maseRT.runtimes.feeds import check_feed, like_feed, to_numpy
-
-Optimization = Literal["all", "extended", "basic", "disabled"]
 
 _LEVELS: dict[Optimization, str] = {
     "all": "ORT_ENABLE_ALL",
@@ -21,7 +29,6 @@ _LEVELS: dict[Optimization, str] = {
     "basic": "ORT_ENABLE_BASIC",
     "disabled": "ORT_DISABLE_ALL",
 }
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {"float": "float32", "double": "float64"}
 _ERRORS_ONLY = 3
 
@@ -32,26 +39,29 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def missing(self, device: str | None = None) -> str | None:
-        """Return why onnxruntime cannot run here (on "cpu" or "cuda:N"); None when it can."""
-        if not find_spec("onnxruntime"):
-            return "onnxruntime is not installed: pip install onnxruntime (for a GPU: onnxruntime-gpu; never both)"
-        if device is None or device == "cpu":
-            return None
-        return why_no_gpu(cuda_index(device)) or _why_no_cuda_provider()
+        """Return why onnxruntime cannot run here, on a device of `maseRT.onnxrt.providers`; None when it can."""
+        return why_unavailable(device or "cpu")
 
     def open(
-        self, artifact: Path, device: str = "cpu", *, threads: int | None = None, optimization: Optimization = "all"
+        self,
+        artifact: Path,
+        device: str = "cpu",
+        *,
+        threads: int | None = None,
+        optimization: Optimization = "all",
+        settings: SessionSettings | None = None,
     ) -> OnnxSession:
         """Load an ONNX file.
 
         Args:
             artifact: the file.
-            device: "cpu" or "cuda:N".
+            device: "cpu", "cuda", "openvino", ..., with ":N" for the Nth of them.
             threads: CPU threads of one inference; None: all cores.
             optimization: how far onnxruntime rewrites the graph.
+            settings: all settings at once, in place of the two above.
 
         Raises:
-            MissingError: onnxruntime, its CUDA provider or the GPU is missing.
+            MissingError: onnxruntime, the device's provider or the device is missing.
             StepError: the file is missing, or onnxruntime cannot load it.
             CheckError: onnxruntime put another provider in the place of the one asked for.
         """
@@ -60,49 +70,86 @@ class OnnxRuntime:
             raise MissingError(
                 reason, where=f"{self.name} on {device}", fix='use device "cpu"' if device != "cpu" else ""
             )
-        import onnxruntime as ort
-
-        provider = _CPU if device == "cpu" else _CUDA
-        options = ort.SessionOptions()
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        # Threads that spin after a run slow down whatever is measured next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         if not artifact.is_file():
             raise StepError("no such ONNX file", where=str(artifact), fix="run `masert export` first")
-        settings = [{"device_id": cuda_index(device)}, {}] if provider == _CUDA else [{}]
-        asked = [provider, _CPU] if provider == _CUDA else [_CPU]
-        try:
-            session = ort.InferenceSession(
-                str(artifact),
-                options,
-                providers=asked,
-                provider_options=settings,
-                disabled_optimizers=_harmful_optimizers(artifact),
-            )
-        except Exception as error:  # its errors share no base class
-            raise StepError(
-                f"onnxruntime {ort.__version__} cannot load it: {error}",
-                where=str(artifact),
-                fix="rebuild it with `masert export --force`",
-            ) from error
-        check_provider(provider, session.get_providers())
+        settings = settings or SessionSettings(threads=threads, optimization=optimization)
+        session = create_session(artifact, device, settings)
+        provider, _ = parse_device(device)
+        if not settings.allow_fallback:
+            check_provider(provider.name, session.get_providers())
+            if provider.name != CPU:
+                check_assignment(provider.name, node_counts(session), where=str(artifact))
         return OnnxSession(session, device=device)
 
 
-def _harmful_optimizers(path: Path) -> list[str]:
-    """Return the optimizations that would change a file's result.
+def create_session(artifact: Path, device: str, settings: SessionSettings, *, optimized: Path | None = None) -> Any:
+    """Return an onnxruntime.InferenceSession.
 
-    WeightBiasQuantization divides a bias by its scale in the scale's own type: half overflows to infinity.
+    Args:
+        artifact: the ONNX file.
+        device: whose provider comes first; the CPU's takes what that one leaves.
+        settings: of the session.
+        optimized: where onnxruntime writes the graph as it rewrote it.
+
+    Raises:
+        StepError: onnxruntime cannot load the file.
+    """
+    import onnxruntime as ort
+
+    provider, index = parse_device(device)
+    options = _session_options(provider, settings)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    arguments: dict[str, Any] = {"disabled_optimizers": _harmful_optimizers(artifact)}
+    own = provider_options(provider, index, settings)
+    if provider.plugin:
+        options.add_provider_for_devices([plugin_devices(provider)[index]], own)
+    else:
+        fallback = [] if provider.name == CPU else [CPU]
+        arguments |= {"providers": [provider.name, *fallback], "provider_options": [own, *({} for _ in fallback)]}
+    try:
+        return ort.InferenceSession(str(artifact), options, **arguments)
+    except Exception as error:  # its errors share no base class
+        raise StepError(
+            f"onnxruntime {ort.__version__} cannot load it: {error}",
+            where=str(artifact),
+            fix="rebuild it with `masert export --force`",
+        ) from error
+
+
+def _session_options(provider: Provider, settings: SessionSettings) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[settings.optimization])
+    options.intra_op_num_threads = settings.threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # Threads that spin after a run slow down whatever is measured next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if provider.name != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if provider.device == "directml":
+        options.enable_mem_pattern = False  # it supports neither this nor parallel execution
+    if saturating_products():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _harmful_optimizers(path: Path) -> list[str]:
+    """Return the optimizations of onnxruntime 1.31 that would change a file's result, or crash on it.
+
+    With half scales, WeightBiasQuantization divides a bias by its scale in half, which overflows to infinity, and
+    QDQSelectorActionTransformer makes a QLinearConcat that then fails the type check. NchwcTransformer reads the shapes
+    of tensors that onnxruntime itself put between half nodes, which have none: a segmentation fault.
     """
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
-    half_scales = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
-    quantizes_in_half = any(n.op_type == "DequantizeLinear" and n.input[1] in half_scales for n in graph.node)
-    return ["WeightBiasQuantization"] if quantizes_in_half else []
+    half = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
+    if any(n.op_type == "DequantizeLinear" and n.input[1] in half for n in graph.node):
+        return ["WeightBiasQuantization", "QDQSelectorActionTransformer", "NchwcTransformer"]
+    return ["NchwcTransformer"] if half else []
 
 
 def check_provider(asked: str, got: Sequence[str]) -> None:
@@ -115,16 +162,24 @@ def check_provider(asked: str, got: Sequence[str]) -> None:
         raise CheckError(
             f"asked for {asked}, got {', '.join(got) or 'nothing'}",
             where="onnxruntime",
-            fix="install the CUDA and cuDNN libraries it was built for: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            fix="install the libraries it was built for (for CUDA: pip install 'onnxruntime-gpu[cuda,cudnn]'), "
+            "or set allow_fallback = true",
         )
 
 
-def _why_no_cuda_provider() -> str | None:
-    import onnxruntime as ort
+def check_assignment(asked: str, counts: Mapping[str, int], *, where: str) -> None:
+    """Check that the provider asked for took nodes of the graph; shape computations may stay on the CPU.
 
-    if _CUDA in ort.get_available_providers():
-        return None
-    return "the installed onnxruntime has no CUDA provider: install onnxruntime-gpu in its place"
+    Raises:
+        CheckError: it took none.
+    """
+    if counts and not counts.get(asked):
+        others = ", ".join(f"{name}: {count} nodes" for name, count in counts.items())
+        raise CheckError(
+            f"{asked} took no node of the graph ({others})",
+            where=where,
+            fix="set allow_fallback = true to run it there all the same",
+        )
 
 
 class OnnxSession:
@@ -140,6 +195,11 @@ class OnnxSession:
     def providers(self) -> tuple[str, ...]:
         """The execution providers that run this session, first choice first."""
         return tuple(self._live().get_providers())
+
+    @property
+    def assigned(self) -> Mapping[str, int]:
+        """How many nodes each provider took; empty on the CPU, where there is only one."""
+        return {} if self._device == "cpu" else node_counts(self._live())
 
     def infer(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model on one batch. Torch tensors pass through host memory.
@@ -163,7 +223,8 @@ class OnnxSession:
 
         check_feed(feed, self.inputs, where=OnnxRuntime.name)
         session = self._live()
-        kind, index = ("cpu", 0) if self._device == "cpu" else ("cuda", cuda_index(self._device))
+        provider, index = parse_device(self._device)
+        kind, index = ("cuda", index) if provider.device in ("cuda", "tensorrt") else ("cpu", 0)
         binding = session.io_binding()
         for name, value in feed.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(to_numpy(value), kind, index))
@@ -198,7 +259,12 @@ class OnnxBound:
 
     def run(self) -> None:
         """Infer once and wait for the end."""
-        self._session.run_with_iobinding(self._binding)
+        self.repeat(1)
+
+    def repeat(self, iterations: int) -> None:
+        """Infer `iterations` times and wait for the end; onnxruntime waits after each."""
+        for _ in range(iterations):
+            self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 
     def device_times_ms(self, iterations: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maseRT.errors import CheckError, ExitCode, MissingError, StepError, UsageError
-from maseRT.runtimes import onnxruntime as module
+from maseRT.onnxrt import providers
 from maseRT.runtimes.base import TensorSpec
 from maseRT.runtimes.onnxruntime import OnnxRuntime, check_provider
 
@@ -86,16 +86,16 @@ def test_a_damaged_file_is_named(linear_onnx):
 
 
 def test_a_missing_package_says_what_to_install(linear_onnx, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(providers, "find_spec", lambda name: None)
     assert "pip install onnxruntime" in OnnxRuntime().missing()
     with pytest.raises(MissingError, match="pip install onnxruntime"):
         OnnxRuntime().open(linear_onnx)
 
 
 def test_a_gpu_without_a_cuda_provider_is_missing(linear_onnx, monkeypatch):
-    monkeypatch.setattr(module, "why_no_gpu", lambda index: None)
+    monkeypatch.setattr(providers, "why_no_gpu", lambda index: None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(MissingError, match="has no CUDA provider"):
+    with pytest.raises(MissingError, match="has no CUDAExecutionProvider"):
         OnnxRuntime().open(linear_onnx, "cuda:0")
 
 

@@ -1,0 +1,278 @@
+"""The forms of a quantized model: what ONNX Runtime makes of them, and what their numbers are worth."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from maseRT.config import ModelSection, QuantizeSection
+from maseRT.models import build_model
+from maseRT.onnx_export import export_onnx
+from maseRT.onnxrt.forms import cpu_form, symmetric_form
+from maseRT.onnxrt.graph import Graph
+from maseRT.onnxrt.kernels import kernels_of
+from maseRT.onnxrt.providers import SessionSettings
+from maseRT.onnxrt.ranges import measure_ranges
+from maseRT.quant import make_plan, quantize_model
+from maseRT.quant.calibrators import Method, amax_from_histograms
+from maseRT.quant.observe import load_amax, observe
+from maseRT.runtimes.onnxruntime import OnnxRuntime
+
+SETTINGS = SessionSettings(threads=1)
+
+
+class Exported:
+    """A model with random weights, quantized, calibrated and exported, and what torch computes of it."""
+
+    def __init__(self, folder, model, shape, **options):
+        generator = torch.Generator().manual_seed(7)
+        self.inputs = torch.randn(24, *shape, generator=generator)
+        _settle_batchnorms(model, self.inputs)
+        with torch.inference_mode():
+            self.float = model(self.inputs).numpy()
+        plan = make_plan(model, self.inputs[:2], QuantizeSection(**options), model_name="model")
+        quantize_model(model, plan)
+        with torch.inference_mode(), observe(model) as histograms:
+            model(self.inputs[:16])
+        load_amax(model, amax_from_histograms(histograms, lambda name: Method("max")))
+        with torch.inference_mode():
+            self.quantized = model(self.inputs).numpy()
+        self.folder = folder
+        path = folder / "model.onnx"
+        export_onnx(model, self.inputs[:2], path, opset=20)
+        self.onnx = onnx.load(path)
+
+    def feeds(self):
+        return [{"input": self.inputs[:16].numpy()}]
+
+    def cpu(self):
+        """Return the form's file and what is told about it."""
+        model, form = cpu_form(self.onnx, lambda m, names: measure_ranges(m, names, self.feeds(), threads=1))
+        onnx.checker.check_model(model, full_check=True)
+        path = self.folder / "cpu.onnx"
+        onnx.save(model, path)
+        return path, form
+
+    def infer(self, path):
+        with OnnxRuntime().open(path, threads=1) as session:
+            return session.infer({"input": self.inputs.numpy()})["output"]
+
+
+def _settle_batchnorms(model, inputs):
+    model.train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None
+        model(inputs[:16])
+    model.eval()
+
+
+def error(found, expected):
+    """The relative error, in the Euclidean norm."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def zoo(name, shape, classes=10):
+    torch.manual_seed(0)
+    section = ModelSection(name=name, random_weights=True)
+    return build_model(section, num_classes=classes, input_shape=shape)
+
+
+CASES = {"vgg7": (3, 16, 16), "resnet18": (3, 64, 64), "mobilenetv2": (3, 64, 64)}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def exported(request, tmp_path_factory):
+    shape = CASES[request.param]
+    return Exported(tmp_path_factory.mktemp(request.param), zoo(request.param, shape), shape)
+
+
+def test_no_float_convolution_is_left(exported):
+    """The gate: every convolution runs in integers, and nothing is left to absorb."""
+    path, form = exported.cpu()
+    convolutions = [node for node in exported.onnx.graph.node if node.op_type == "Conv"]
+    kernels = kernels_of(path, "cpu", SETTINGS)
+    assert kernels.float_convolutions == 0
+    assert kernels.batchnorms == 0
+    assert kernels.integer_convolutions == kernels.operators["QLinearConv"] == len(convolutions)
+    assert kernels.float_products <= 1  # a tiny last layer stays float
+    assert kernels.conversions <= 2  # the input, and what a float last layer reads
+    assert not kernels.copies
+    assert form.int8_weights >= len(convolutions)
+
+
+def test_the_form_is_as_exact_as_the_quantized_model(exported):
+    found = exported.infer(exported.cpu()[0])
+    ours, torchs = error(found, exported.float), error(exported.quantized, exported.float)
+    assert ours < 1.15 * torchs + 0.002
+    assert error(found, exported.quantized) < 1.5 * torchs + 0.002
+
+
+def test_the_file_shrinks_to_a_quarter(exported):
+    path, _ = exported.cpu()
+    whole = sum(numpy_helper.to_array(tensor).nbytes for tensor in exported.onnx.graph.initializer)
+    assert path.stat().st_size < 0.25 * whole + 400_000  # scales, biases and node names stay
+
+
+def test_the_symmetric_form_changes_no_number(exported):
+    model, form = symmetric_form(exported.onnx)
+    path = exported.folder / "symmetric.onnx"
+    onnx.save(model, path)
+    assert form.changes() == []
+    assert not any(_quantizes_constant(model, node) for node in model.graph.node)
+    assert error(_plain(path, exported), _plain(exported.folder / "model.onnx", exported)) < 1e-6
+
+
+def _plain(path, exported):
+    """What ONNX Runtime computes without optimizations."""
+    with OnnxRuntime().open(path, threads=1, optimization="disabled") as session:
+        return session.infer({"input": exported.inputs.numpy()})["output"]
+
+
+def _quantizes_constant(model, node):
+    return node.op_type == "QuantizeLinear" and node.input[0] in {i.name for i in model.graph.initializer}
+
+
+def test_the_record_says_what_changes(exported):
+    _, form = exported.cpu()
+    said = " ".join(form.changes())
+    assert "255 steps" in said
+    assert "int32" in said
+    described = form.as_dict()
+    assert described["changes"] == form.changes()
+    assert len(described["refined"]) == len(form.refined) > 0
+    for entry in described["added"]:
+        assert entry["reason"]
+        assert entry["range"] is None or entry["range"][0] <= entry["range"][1]
+
+
+class Odd(nn.Module):
+    """Layers whose surroundings are unlike those of the zoo's networks."""
+
+    def __init__(self, body, head):
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+
+def odd(folder, body, features, *, shape=(4, 8, 8), head=None, **options):
+    torch.manual_seed(1)
+    return Exported(folder, Odd(body, head or nn.Linear(features, 96)).eval(), shape, **options)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.Sigmoid(), nn.Hardswish(), nn.SiLU()])
+def test_every_activation_behind_a_convolution_agrees(activation, tmp_path):
+    body = nn.Sequential(nn.Conv2d(4, 16, 3), activation, nn.Conv2d(16, 16, 3), activation)
+    exported = odd(tmp_path, body, 16 * 4 * 4)
+    path, _ = exported.cpu()
+    kernels = kernels_of(path, "cpu", SETTINGS)
+    assert kernels.integer_convolutions == 2
+    assert kernels.float_convolutions == 0
+    assert error(exported.infer(path), exported.float) < 1.2 * error(exported.quantized, exported.float) + 0.005
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.GELU()])
+def test_a_linear_layer_before_a_float_one_stays_integer(activation, tmp_path):
+    """ONNX Runtime fuses Gemm and activation in float, unless they are kept apart."""
+    head = nn.Sequential(nn.Linear(256, 128), activation, nn.Linear(128, 3))
+    exported = odd(tmp_path, nn.Identity(), 256, head=head)
+    path, _ = exported.cpu()
+    kernels = kernels_of(path, "cpu", SETTINGS)
+    assert kernels.integer_products == 1
+    assert error(exported.infer(path), exported.quantized) < 0.02
+
+
+def test_transposed_convolutions_keep_float_weights_on_the_int8_grid(tmp_path):
+    """There is no integer kernel for them, and ONNX Runtime would dequantize their weights in every run."""
+    body = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3), nn.ReLU())
+    exported = odd(tmp_path, body, 8 * 8 * 8)
+    path, form = exported.cpu()
+    assert form.rounded_weights == 1
+    assert error(exported.infer(path), exported.float) < 1.2 * error(exported.quantized, exported.float) + 0.002
+
+
+def test_a_switched_off_channel_keeps_its_bias(tmp_path):
+    """Weights next to zero have steps so small that the bias, in steps, does not fit into int32."""
+    torch.manual_seed(1)
+    body = nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU())
+    with torch.no_grad():
+        body[0].weight[3] *= 1e-12
+        body[0].bias[3] = 0.75
+    exported = Exported(tmp_path, Odd(body, nn.Linear(576, 96)).eval(), (4, 8, 8))
+    path, form = exported.cpu()
+    assert form.coarsened_channels == 1
+    assert any("next to zero" in sentence for sentence in form.changes())
+    assert error(exported.infer(path), exported.float) < 1.2 * error(exported.quantized, exported.float) + 0.002
+
+
+def test_a_convolution_that_ends_the_model_stays_named(tmp_path):
+    exported = odd(tmp_path, nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), 0, head=nn.Identity())
+    path, _ = exported.cpu()
+    assert [value.name for value in onnx.load(path).graph.output] == ["output"]
+    assert kernels_of(path, "cpu", SETTINGS).integer_convolutions == 2
+    assert error(exported.infer(path), exported.float) < 1.5 * error(exported.quantized, exported.float) + 0.005
+
+
+def test_one_dimensional_convolutions_run_in_integers(tmp_path):
+    body = nn.Sequential(nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(16, 16, 3))
+    exported = odd(tmp_path, body, 16 * 13, shape=(4, 32))
+    path, _ = exported.cpu()
+    kernels = kernels_of(path, "cpu", SETTINGS)
+    assert (kernels.integer_convolutions, kernels.float_convolutions) == (2, 0)
+    assert error(exported.infer(path), exported.float) < 1.2 * error(exported.quantized, exported.float) + 0.003
+
+
+def test_layerwise_placement_gets_integer_convolutions_too(tmp_path):
+    exported = Exported(tmp_path, zoo("digits-cnn", (1, 8, 8)), (1, 8, 8), placement="layerwise")
+    path, _ = exported.cpu()
+    kernels = kernels_of(path, "cpu", SETTINGS)
+    assert (kernels.integer_convolutions, kernels.float_convolutions) == (3, 0)
+
+
+def test_attention_keeps_its_float_products_and_integer_weights(tmp_path):
+    exported = Exported(tmp_path, zoo("transformer-classifier", (1, 8, 8)), (1, 8, 8))
+    path, _ = exported.cpu()
+    kernels = kernels_of(path, "cpu", SETTINGS)
+    weights = [node for node in onnx.load(path).graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert kernels.integer_products + kernels.float_products == len(weights)
+    assert kernels.float_products <= 5  # two products of activations in each of two layers, a tiny last layer
+    assert error(exported.infer(path), exported.float) < 0.05
+
+
+def test_lstms_stay_one_operator(tmp_path):
+    exported = Exported(tmp_path, zoo("lstm-classifier", (29, 12), 9), (29, 12))
+    path, _ = exported.cpu()
+    assert [node.op_type for node in onnx.load(path).graph.node].count("LSTM") == 1
+    assert error(exported.infer(path), exported.float) < 0.01
+
+
+def test_clips_disappear_even_where_the_range_ends_a_rounding_above_them(tmp_path):
+    exported = odd(tmp_path, nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU6()), 128)
+    for tensor in exported.onnx.graph.initializer:
+        if "input_quantizer" in tensor.name and tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(
+                numpy_helper.from_array(np.array(np.nextafter(np.float32(6), 9) / 127, np.float32), tensor.name)
+            )
+    path, _ = exported.cpu()
+    assert "Clip" not in kernels_of(path, "cpu", SETTINGS).operators
+
+
+def test_ranges_are_those_of_the_data(tmp_path):
+    exported = odd(tmp_path, nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU()), 288)
+    graph = Graph(exported.onnx)
+    relu = next(node for node in graph.nodes if node.op_type == "Relu")
+    batches = [{"input": exported.inputs[i : i + 8].numpy()} for i in (0, 8)]
+    low, high = measure_ranges(exported.onnx, [relu.output[0]], batches, threads=1)[relu.output[0]]
+    probe = onnx.ModelProto()
+    probe.CopyFrom(exported.onnx)
+    probe.graph.output.append(onnx.helper.make_tensor_value_info(relu.output[0], onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = session.run([relu.output[0]], {"input": exported.inputs[:16].numpy()})[0]
+    assert (low, high) == (pytest.approx(values.min()), pytest.approx(values.max(), rel=1e-5))
