@@ -15,7 +15,7 @@ from torch import nn
 from maseRT.plan import INPUT, OperationPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant.operations import as_type
-from maseRT.quant.quantizer import SUFFIX
+from maseRT.quant.quantizer import SUFFIX, Quantizer
 from maseRT.quant.sites import set_precisions
 
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -29,7 +29,7 @@ def set_float_precisions(model: nn.Module, plan: Plan) -> None:
     layers = {layer.name: model.get_submodule(layer.name) for layer in plan.layers}
     inside = {module for layer in layers.values() for module in layer.modules()}
     for module in model.modules():
-        if module not in inside:
+        if module not in inside and not isinstance(module, Quantizer):
             _convert(module, DTYPES[plan.float])
     for layer in plan.layers:
         module = layers[layer.name]

@@ -259,6 +259,7 @@ class _Follower:
         self._where = where
         self._notes = ["the ranges come from the checkpoint, taken as signed 8 bits, which it does not say"]
         self._amax: dict[str, Tensor] = {}
+        self._moved: dict[str, int] = {}
 
     def follow(
         self, by_layer: Mapping[str, Mapping[str, Tensor]], residuals: Mapping[str, Tensor]
@@ -268,6 +269,11 @@ class _Follower:
         layers = {layer.name: self._layer(layer, tensors.get(layer.name)) for layer in self._plan.layers}
         folds = tuple(fold for fold in self._plan.folds if self._fold(fold, layers, tensors))
         sites = self._sites(residuals)
+        if self._moved:
+            count = sum(self._moved.values())
+            self._notes.append(
+                f"negative gains of {shortened(list(self._moved))} turn {count} weights from -128 to 127"
+            )
         notes = (*self._own_notes(), *self._notes)
         plan = replace(self._plan, layers=tuple(layers.values()), folds=folds, sites=sites, ties=(), notes=notes)
         return plan, self._amax
@@ -420,7 +426,7 @@ class _Follower:
             self._notes.append(f"{fold.batchnorm}: {reason}")
             return False
         if moved:
-            self._notes.append(f"{fold.batchnorm}: its negative gain turns {moved} weights of level -128 into 127")
+            self._moved[fold.batchnorm] = moved
         self._amax[name] = new
         layers[fold.layer] = replace(layers[fold.layer], weight=default_specs(layer)[1])
         return True
@@ -443,9 +449,9 @@ class _Follower:
                 )
             kept.append(found[0])
             self._amax[found[0].name] = value.detach().float().reshape(())
-        lost = len(self._plan.sites) - len(kept)
+        lost = [site.name for site in self._plan.sites if site not in kept]
         if lost:
-            self._notes.append(f"{lost} operands of operations stay float: the checkpoint has no ranges for them")
+            self._notes.append(f"operands that stay float, as the checkpoint has no ranges for them: {shortened(lost)}")
         return tuple(kept)
 
 
