@@ -90,19 +90,6 @@ def count_qdq(path: Path) -> int:
     return sum(node.op_type == "QuantizeLinear" for node in _load(path).graph.node)
 
 
-def has_half_scales(path: Path) -> bool:
-    """Whether a Q/DQ pair has an FP16 or BF16 scale.
-
-    ONNX Runtime 1.31 rewrites such pairs wrongly (it rounds biases in FP16, and makes nodes that it then refuses):
-    set `session.disable_quant_qdq` to "1" for these files.
-
-    Raises:
-        StepError: it is missing or damaged.
-    """
-    graph = _Graph(_load(path))
-    return any(graph.type_of(node.input[1]) in ("fp16", "bf16") for node in graph.nodes if node.op_type in _QDQ)
-
-
 def layer_precisions(path: Path, layers: Iterable[str] | None = None) -> dict[str, ExportedLayer]:
     """Return how each torch layer was exported, by its name; layers without nodes of their own are left out.
 

@@ -51,16 +51,11 @@ _POOLING = """
 _KEEPING_OPERATIONS = frozenset(("cat", "stack", "add", "mul", "maximum", "sqrt", *_POOLING.split()))
 
 
-def nonnegative_nodes(graph: Graph, folded: frozenset[str] = frozenset()) -> frozenset[int]:
-    """Return the nodes whose result is never negative.
-
-    Args:
-        graph: the recorded dataflow.
-        folded: layers that no longer exist (BatchNorms); they hand on what they read.
-    """
+def nonnegative_nodes(graph: Graph) -> frozenset[int]:
+    """Return the nodes whose result is never negative."""
     found: set[int] = set()
     for node in graph.nodes:
-        if _makes(node) or (_keeps(node, folded) and _reads_only(node, found)):
+        if _makes(node) or (_keeps(node) and _reads_only(node, found)):
             found.add(node.index)
     return frozenset(found)
 
@@ -88,7 +83,7 @@ def _threshold(module: nn.Threshold) -> bool:
     return module.threshold >= 0 and module.value >= 0
 
 
-def _keeps(node: Node, folded: frozenset[str]) -> bool:
+def _keeps(node: Node) -> bool:
     """Nonnegative operands give a nonnegative result."""
     if node.kind is Kind.LAYER:
         if isinstance(node.module, nn.Upsample):

@@ -38,8 +38,8 @@ _SAME = {
 }
 
 _RESHAPING = """
-    flatten unflatten view view_as reshape reshape_as permute transpose movedim squeeze unsqueeze contiguous clone detach
-    t T mT expand expand_as to float half bfloat16 type type_as cpu cuda dropout dropout1d dropout2d dropout3d
+    flatten unflatten view view_as reshape reshape_as permute transpose movedim squeeze unsqueeze contiguous clone
+    detach t T mT expand expand_as to float half bfloat16 type type_as cpu cuda dropout dropout1d dropout2d dropout3d
     alpha_dropout feature_dropout pixel_shuffle pixel_unshuffle channel_shuffle flip roll repeat tile repeat_interleave
 """
 _SELECTING = "getitem chunk split tensor_split narrow select unbind index_select gather take"
@@ -54,6 +54,18 @@ def operation_name(function: Callable[..., Any]) -> str:
         name = getattr(getattr(function, "__self__", None), "__name__", name)
     name = name.strip("_")
     return _SAME.get(name, name)
+
+
+def writes_in_place(function: Callable[..., Any]) -> bool:
+    """Whether a caller may go on with the first operand instead of the result: `x.add_(y)`, but not `x += y`."""
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
+
+
+def spellings(op: str) -> dict[Callable[..., Any], bool]:
+    """Return torch's functions of one name, and whether each writes in place."""
+    namespaces = torch.overrides.get_overridable_functions().values()
+    return {f: writes_in_place(f) for functions in namespaces for f in functions if operation_name(f) == op}
 
 
 def local_name(owner: nn.Module, op: str, index: int) -> str:

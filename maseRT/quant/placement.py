@@ -245,7 +245,7 @@ class Placer:
             return
         if not any(self._made_by_int8(self._graph.nodes[_source(node, i)]) for i in range(len(node.operands))):
             return
-        for operand in range(len(node.operands)):
+        for operand in reversed(range(len(node.operands))):
             self._tie_to_readers(self._add_site(node, operand, "input of a concatenation that INT8 layers read"), node)
 
     def _add_site(self, node: Node, operand: int, reason: str) -> str:

@@ -379,7 +379,7 @@ class _Planner:
         return replace(
             plan,
             operations=tuple(self._with_rule(operation) for operation in plan.operations),
-            nonnegative=tuple(amax_names_of(graph, nonnegative_nodes(graph, gone), candidates)),
+            nonnegative=tuple(amax_names_of(graph, nonnegative_nodes(graph), candidates)),
             residual_adds=tuple(adds),
             global_pools=tuple(pools),
             flow=tuple(flow_of(graph, folded=gone, inside=self._name_in_plan)),

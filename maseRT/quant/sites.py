@@ -8,7 +8,7 @@ under torch.compile, and leaves the module's code as it is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from maseRT.errors import UsageError
 from maseRT.plan import OperationPlan, SitePlan
-from maseRT.quant.operations import as_type, operation_name, with_tensors
+from maseRT.quant.operations import as_type, operation_name, spellings, with_tensors, writes_in_place
 from maseRT.quant.quantizer import SUFFIX, Quantizer
 
 _ATTRIBUTE = "_treated_operations"
@@ -41,10 +41,29 @@ class Treatment:
 
 @dataclass
 class _Treated:
-    """A module's treatments, by (operation, how many calls precede it), and how deep in submodules the forward is."""
+    """What a module does with its operations.
+
+    Attributes:
+        treatments: by operation and how many calls of it precede this one.
+        functions: torch's functions of these names, each with its name and whether it writes in place.
+        depth: how many submodules' forwards are running.
+    """
 
     treatments: dict[tuple[str, int], Treatment] = field(default_factory=dict)
+    functions: dict[Callable[..., Any], tuple[str, bool]] = field(default_factory=dict)
     depth: int = 0
+
+    def add(self, op: str, index: int) -> Treatment:
+        """Return the treatment of one call, a new one where there is none."""
+        self.functions |= {function: (op, in_place) for function, in_place in spellings(op).items()}
+        return self.treatments.setdefault((op, index), Treatment())
+
+    def look_up(self, function: Callable[..., Any]) -> tuple[str, bool]:
+        """Return a function's name and whether it writes in place; "" for one that is not treated."""
+        known = self.functions.get(function)
+        if known is not None or torch.compiler.is_dynamo_compiling():  # which cannot look at a function's name
+            return known or ("", False)
+        return operation_name(function), writes_in_place(function)
 
     def enter(self, *_: object) -> None:
         self.depth += 1
@@ -103,7 +122,6 @@ class _TreatingMode(TorchFunctionMode):
         super().__init__()
         self._owner = owner
         self._treated = treated
-        self._names = {name for name, _ in treated.treatments}
         self._counts: dict[str, int] = {}
 
     def __torch_function__(
@@ -112,18 +130,22 @@ class _TreatingMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._treated.depth:
             return func(*args, **kwargs)
-        op = operation_name(func)
-        if op not in self._names:
-            return func(*args, **kwargs)
+        op, in_place = self._treated.look_up(func)
         index = self._counts.get(op, 0)
         self._counts[op] = index + 1
         treatment = self._treated.treatments.get((op, index))
         if treatment is None:
             return func(*args, **kwargs)
-        return self._call(treatment, func, args, kwargs)
+        return self._call(treatment, func, args, kwargs, in_place=in_place or bool(kwargs.get("inplace")))
 
     def _call(
-        self, treatment: Treatment, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        treatment: Treatment,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        in_place: bool,
     ) -> Any:
         replaced: list[tuple[Tensor, Tensor]] = []
 
@@ -138,16 +160,10 @@ class _TreatingMode(TorchFunctionMode):
 
         new_args, new_kwargs = with_tensors(args, kwargs, treat)
         result = func(*new_args, **new_kwargs)
-        if replaced and _writes_in_place(func, kwargs):
+        if replaced and in_place:
             original, copy = replaced[0]
             result = original.copy_(copy)
         return result if treatment.output is None else as_type(result, treatment.output)
-
-
-def _writes_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the caller may go on with the first operand instead of the result: `x.add_(y)`, not `x += y`."""
-    name = getattr(func, "__name__", "")
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
 
 def _treatment(owner: nn.Module, op: str, index: int) -> Treatment:
@@ -160,7 +176,7 @@ def _treatment(owner: nn.Module, op: str, index: int) -> Treatment:
                 module.register_forward_pre_hook(treated.enter)
                 module.register_forward_hook(treated.leave, always_call=True)
         owner.__class__ = _treating(type(owner))
-    return treated.treatments.setdefault((op, index), Treatment())
+    return treated.add(op, index)
 
 
 _TREATING: dict[type[nn.Module], type[nn.Module]] = {}

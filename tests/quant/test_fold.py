@@ -1,0 +1,62 @@
+"""Folding: a layer and its BatchNorm become one layer that computes the same."""
+
+import pytest
+import torch
+from placement_nets import lively
+from torch import nn
+
+from maseRT.errors import UsageError
+from maseRT.quant.fold import fold_batchnorm, fold_refusal, folded
+
+CASES = [
+    (nn.Linear(6, 8), nn.BatchNorm1d(8), (5, 6)),
+    (nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), (5, 6)),
+    (nn.Conv1d(4, 8, 3, groups=2), nn.BatchNorm1d(8), (2, 4, 9)),
+    (nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8), (2, 4, 9, 9)),
+    (nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8, affine=False), (2, 4, 9, 9)),
+    (nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), (2, 2, 5, 5, 5)),
+    (nn.ConvTranspose1d(4, 6, 3, stride=2), nn.BatchNorm1d(6), (2, 4, 9)),
+    (nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), (2, 4, 5, 5)),
+    (nn.ConvTranspose3d(4, 4, 2, groups=4), nn.BatchNorm3d(4), (2, 4, 3, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("layer", "batchnorm", "shape"), CASES, ids=lambda case: str(case)[:60])
+def test_a_folded_layer_computes_what_the_two_did(
+    layer: nn.Module, batchnorm: nn.Module, shape: tuple[int, ...]
+) -> None:
+    if batchnorm.affine:
+        lively(batchnorm)
+    net = nn.Sequential(layer, batchnorm).eval()
+    x = torch.randn(shape)
+    before = net(x)
+    fold_batchnorm(net, "0", "1")
+    torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
+    assert set(net.state_dict()) == {"0.weight", "0.bias"}
+
+
+def test_the_folded_weights_are_known_without_changing_the_layer() -> None:
+    layer, batchnorm = nn.Conv2d(3, 4, 1), lively(nn.BatchNorm2d(4))
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    weight, bias = folded(layer, batchnorm)
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+    net = nn.Sequential(layer, batchnorm)
+    fold_batchnorm(net, "0", "1")
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.bias, bias)
+
+
+@pytest.mark.parametrize(
+    ("layer", "batchnorm", "reason"),
+    [
+        (nn.ReLU(), nn.BatchNorm2d(4), "follows a ReLU"),
+        (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), "no running statistics"),
+        (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(8), "8 channels of 4"),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), "Parametrized"),
+        (nn.utils.spectral_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), "is computed"),
+    ],
+)
+def test_what_cannot_be_folded(layer: nn.Module, batchnorm: nn.Module, reason: str) -> None:
+    assert reason in str(fold_refusal(layer, batchnorm))
+    with pytest.raises(UsageError, match="cannot be folded"):
+        fold_batchnorm(nn.Sequential(layer, batchnorm), "0", "1")
