@@ -234,6 +234,21 @@ class BatchProfile(Section):
         return self
 
 
+class ShapeProfile(Section):
+    """The whole shapes, batch included, that one input takes in one optimization profile."""
+
+    min: tuple[Positive, ...]
+    opt: tuple[Positive, ...]
+    max: tuple[Positive, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        sizes = list(zip(self.min, self.opt, self.max, strict=False))
+        if len({len(self.min), len(self.opt), len(self.max)}) > 1 or any(not a <= b <= c for a, b, c in sizes):
+            raise ValueError(f"min <= opt <= max does not hold: {list(self.min)}, {list(self.opt)}, {list(self.max)}")
+        return self
+
+
 class BuildEngineSection(Section):
     """[build-engine]: the TensorRT engine. It reads nothing but the ONNX file: precision is in there."""
 
@@ -245,6 +260,21 @@ class BuildEngineSection(Section):
     workspace_mb: Positive | None = Field(None, description="Memory that tactics may use, in MiB.")
     optimization_level: int | None = Field(None, ge=0, le=5)
     tf32: bool = Field(True, description="Let FP32 layers use TF32.")
+    profiles: tuple[dict[str, ShapeProfile], ...] = Field(
+        (), description="Optimization profiles in full, instead of batch: input name -> shapes."
+    )
+    timing_caches: Path | None = Field(
+        None, description="A folder of timing caches that several runs share; default: one in the run's own cache."
+    )
+    reproducible: bool = Field(False, description="Take tactics from the timing cache alone once there is one.")
+    tactic_sources: tuple[str, ...] | None = Field(
+        None, description="TensorRT's names, such as JIT_CONVOLUTIONS; default: all that need no further library."
+    )
+    version_compatible: bool = Field(False, description="Later versions of the same runtime load the engine too.")
+    hardware_compatible: bool = Field(False, description="The engine runs on other GPUs since Ampere too.")
+    refit: bool = Field(False, description="The engine's weights can be replaced.")
+    strip: bool = Field(False, description="An engine without weights, to be refitted where it runs.")
+    max_threads: Positive | None = Field(None, description="CPU threads of the builder.")
     on_mismatch: Literal["error", "warn"] = Field("error", description="When a layer does not run as asked.")
 
 

@@ -1,4 +1,4 @@
-"""How fast something is: latency after warm-up, with its spread."""
+"""How fast something is: wall time and the device's own time after warm-up, with their spread, for every runtime."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from maseRT.runtimes.base import Bound
+
+NOISY = 0.02
+"""A coefficient of variation above this is worth a warning."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -16,6 +21,7 @@ class Latency:
     Attributes:
         batch: samples per call.
         iterations: timed calls.
+        cov: coefficient of variation, standard deviation over mean.
     """
 
     batch: int
@@ -24,11 +30,17 @@ class Latency:
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    cov: float
 
     @property
     def throughput(self) -> float:
         """Samples per second at the mean latency."""
         return self.batch / self.mean_ms * 1000
+
+    @property
+    def noisy(self) -> bool:
+        """Tell whether it varied by more than 2 %."""
+        return self.cov > NOISY
 
     def as_dict(self) -> dict[str, float]:
         """Return plain values for JSON."""
@@ -38,7 +50,8 @@ class Latency:
 def latency_from_times(times_ms: Sequence[float], *, batch: int) -> Latency:
     """Summarize the times of single calls."""
     p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
-    return Latency(batch, len(times_ms), float(np.mean(times_ms)), p50, p90, p99)
+    mean = float(np.mean(times_ms))
+    return Latency(batch, len(times_ms), mean, p50, p90, p99, float(np.std(times_ms)) / mean)
 
 
 def measure_latency(call: Callable[[], object], *, batch: int, warmup: int, iterations: Iterable[int]) -> Latency:
@@ -58,3 +71,20 @@ def measure_latency(call: Callable[[], object], *, batch: int, warmup: int, iter
         call()
         times_ms.append((time.perf_counter() - start) * 1000)
     return latency_from_times(times_ms, batch=batch)
+
+
+def bound_times_ms(bound: Bound, iterations: int) -> tuple[list[float], str]:
+    """Return the times of inferences on data that is on the device, and what measured them.
+
+    The device's own events, one inference queued behind another; where the runtime gives none away, the wall clock
+    around inferences that are waited for one by one.
+    """
+    times_ms = bound.device_times_ms(iterations)
+    if times_ms is not None:
+        return times_ms, "device events"
+    times_ms = []
+    for _ in range(iterations):
+        start = time.perf_counter()
+        bound.run()
+        times_ms.append((time.perf_counter() - start) * 1000)
+    return times_ms, "wall clock"

@@ -92,9 +92,10 @@ class Workspace:
         """The ranges that one calibration method found."""
         return self.root / "cache" / "amax" / f"{method}.safetensors"
 
-    def timing_cache(self, device: str) -> Path:
-        """TensorRT's timing cache for one device and version."""
-        return self.root / "cache" / "timing" / f"{device}.cache"
+    @property
+    def timing_caches(self) -> Path:
+        """The folder of TensorRT's timing caches, one per GPU and version."""
+        return self.root / "cache" / "timing"
 
     def record(self, step: str) -> Path:
         return self.root / "cache" / "records" / f"{step}.json"

@@ -72,7 +72,11 @@ class BuildOptions:
         workspace_mb: memory in MiB that tactics may use.
         optimization_level: 0 to 5; None: the compiler's default.
         tf32: let FP32 layers use TF32.
-        timing_cache: a file that is read where it fits and written afterwards; ahead-of-time builds time nothing.
+        timing_caches: a folder with one timing cache per GPU and version, which is read where it fits and written
+            afterwards; ahead-of-time builds time nothing.
+        reproducible: take tactics from the timing cache alone once there is one, so that a rebuild gives the same
+            engine; a library that cannot promise it says so in the notes.
+        tactic_sources: names of `TacticSource` that may be used; None: all that need no further library at run time.
         version_compatible: an engine that later versions of the same runtime load too.
         hardware_compatible: an engine that also runs on newer GPUs (Ampere and later).
         refit: an engine whose weights can be replaced.
@@ -87,7 +91,9 @@ class BuildOptions:
     workspace_mb: int | None = None
     optimization_level: int | None = None
     tf32: bool = True
-    timing_cache: Path | None = None
+    timing_caches: Path | None = None
+    reproducible: bool = False
+    tactic_sources: tuple[str, ...] | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
     refit: bool = False
@@ -153,6 +159,7 @@ class EngineInfo:
         notes: what the user should know about the build.
         version_compatible: later versions of the runtime load it too.
         hardware_compatible: it runs on every GPU since Ampere.
+        stripped: it has no weights, and cannot run until it is refitted.
     """
 
     runtime: str
@@ -169,6 +176,7 @@ class EngineInfo:
     notes: tuple[str, ...] = ()
     version_compatible: bool = False
     hardware_compatible: bool = False
+    stripped: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a sidecar file."""
@@ -210,6 +218,9 @@ class Bound(Protocol):
 
     def run(self) -> None:
         """Infer once, without copies between host and device; return when it is done."""
+
+    def repeat(self, iterations: int) -> None:
+        """Infer `iterations` times back to back, as `run` does; return when all are done."""
 
     def device_times_ms(self, iterations: int) -> list[float] | None:
         """Return the time of each of `iterations` inferences by the device's own clock; None where it has none."""

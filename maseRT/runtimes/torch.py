@@ -116,9 +116,14 @@ class TorchBound:
 
     def run(self) -> None:
         """Infer once and wait for the end."""
+        self.repeat(1)
+
+    def repeat(self, iterations: int) -> None:
+        """Infer `iterations` times, one queued behind another, and wait for the end."""
         import torch
 
-        self._session._run(self._tensor)
+        for _ in range(iterations):
+            self._session._run(self._tensor)
         if self._device != "cpu":
             torch.cuda.synchronize(self._device)
 

@@ -126,12 +126,13 @@ def test_rubbish_that_is_trusted_does_not_load(tmp_path):
 
 
 def test_the_timing_cache_is_reused_and_a_broken_one_replaced(mixed_onnx, tmp_path):
-    cache = tmp_path / "timing.cache"
+    caches = tmp_path / "timing"
     if get_compiler(LIBRARY).flavour.ahead_of_time:
         pytest.skip("times nothing")
-    _build(mixed_onnx, tmp_path / "a.trt", timing_cache=cache)
-    notes = _build(mixed_onnx, tmp_path / "b.trt", timing_cache=cache).notes
+    _build(mixed_onnx, tmp_path / "a.trt", timing_caches=caches)
+    notes = _build(mixed_onnx, tmp_path / "b.trt", timing_caches=caches).notes
     assert not any("was replaced" in note for note in notes)
+    (cache,) = caches.iterdir()
     cache.write_bytes(b"rubbish")
-    notes = _build(mixed_onnx, tmp_path / "c.trt", timing_cache=cache).notes
+    notes = _build(mixed_onnx, tmp_path / "c.trt", timing_caches=caches).notes
     assert any("was replaced" in note for note in notes)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from maseRT.errors import MissingError, StepError, UsageError
+from maseRT.errors import MissingError, StepError, UsageError, did_you_mean
 from maseRT.hardware import cuda_index, nvidia_gpus
 from maseRT.runtimes.base import BuildOptions, EngineInfo, EngineLayer, Profile, ShapeRange
 from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_use_gpu
@@ -45,8 +46,9 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
             _set_target(trt, config, target)
         notes += _set_types(trt, network, config, onnx)
         _add_profiles(builder, config, profiles)
-        cache_file = options.timing_cache if not flavour.ahead_of_time else None
+        cache_file = timing_cache_file(flavour, trt.__version__, options)
         timing = TimingCache(trt, config, cache_file)
+        notes += _make_reproducible(trt, config, flavour, timing) if options.reproducible else []
         start = time.perf_counter()
         engine = builder.build_serialized_network(network, config)
         seconds = time.perf_counter() - start
@@ -76,7 +78,16 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
         notes=tuple(notes),
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
+        stripped=options.strip,
     )
+
+
+def timing_cache_file(flavour: Flavour, version: str, options: BuildOptions) -> Path | None:
+    """Return the timing cache of the options' GPU and of this version; None where none is kept."""
+    if options.timing_caches is None or flavour.ahead_of_time:
+        return None
+    gpu = nvidia_gpus()[cuda_index(options.device)].name
+    return options.timing_caches / f"{flavour.name}-{version}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.cache"
 
 
 def target_capability(flavour: Flavour, options: BuildOptions) -> tuple[str, list[str]]:
@@ -183,11 +194,41 @@ def _configure(trt: Any, builder: Any, onnx: OnnxFile, options: BuildOptions) ->
             if not hasattr(trt.BuilderFlag, flag):
                 raise UsageError(f"{trt.__name__} {trt.__version__} has no {flag}", where=f"build option {option}")
             config.set_flag(getattr(trt.BuilderFlag, flag))
-    # Tactics of cuBLAS and cuDNN would make the engine need those libraries wherever it runs.
-    external = [getattr(trt.TacticSource, name) for name in _EXTERNAL_TACTICS if hasattr(trt.TacticSource, name)]
-    if external:
-        config.set_tactic_sources(config.get_tactic_sources() & ~sum(1 << int(each) for each in external))
+    _set_tactic_sources(trt, config, options.tactic_sources)
     return config
+
+
+def _set_tactic_sources(trt: Any, config: Any, names: tuple[str, ...] | None) -> None:
+    if names is None:
+        # Tactics of cuBLAS and cuDNN would make the engine need those libraries wherever it runs.
+        external = [getattr(trt.TacticSource, name) for name in _EXTERNAL_TACTICS if hasattr(trt.TacticSource, name)]
+        if external:
+            config.set_tactic_sources(config.get_tactic_sources() & ~sum(1 << int(each) for each in external))
+        return
+    known = list(trt.TacticSource.__members__)
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"{trt.__name__} {trt.__version__} has no tactic source {name}{did_you_mean(name, known)}",
+                where="[build-engine] tactic_sources",
+                fix=f"choose from {', '.join(known)}",
+            )
+    config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in names))
+
+
+def _make_reproducible(trt: Any, config: Any, flavour: Flavour, timing: TimingCache) -> list[str]:
+    """Hold a build to its timing cache where the library can, and return what else there is to say."""
+    if flavour.ahead_of_time:
+        return []
+    if not timing.kept:
+        raise UsageError("needs a timing cache", where="build option reproducible", fix="give timing_caches")
+    if not timing.found:
+        return ["reproducible from the next build on: this one filled the timing cache"]
+    flag = getattr(trt.BuilderFlag, "ERROR_ON_TIMING_CACHE_MISS", None)
+    if flag is None:
+        return [f"{trt.__name__} {trt.__version__} times again what the timing cache lacks: as reproducible as that is"]
+    config.set_flag(flag)
+    return []
 
 
 def _set_target(trt: Any, config: Any, capability: str) -> None:

@@ -334,6 +334,12 @@ class TrtBound:
         self._launch()
         self._session._memory.synchronize()
 
+    def repeat(self, iterations: int) -> None:
+        """Infer `iterations` times, one queued behind another, and wait for the end."""
+        for _ in range(iterations):
+            self._launch()
+        self._session._memory.synchronize()
+
     def device_times_ms(self, iterations: int) -> list[float]:
         """Return the time of each inference by CUDA events, one queued behind another."""
         return times_ms(self._session._memory.stream, self._launch, iterations)

@@ -27,7 +27,7 @@ def check_sidecar(engine: Path, content: bytes, *, runtime: str, version: str, c
         capability: compute capability of the GPU.
 
     Raises:
-        CheckError: there is none, or it speaks of another engine, runtime, version or GPU.
+        CheckError: there is none, it speaks of another engine, runtime, version or GPU, or of one without weights.
     """
     path = sidecar_path(engine)
     try:
@@ -42,6 +42,8 @@ def check_sidecar(engine: Path, content: bytes, *, runtime: str, version: str, c
         raise CheckError(f"damaged: {error}", where=str(path), fix=_REBUILD) from error
     if info.engine_sha256 != hashlib.sha256(content).hexdigest():
         raise CheckError(f"it is not the engine that {path.name} speaks of", where=str(engine), fix=_REBUILD)
+    if info.stripped:
+        raise CheckError("it was built without weights", where=str(engine), fix="build it without strip to run it")
     wanted = {
         "runtime": (info.runtime, runtime, False),
         "version": (info.version, version, info.version_compatible),

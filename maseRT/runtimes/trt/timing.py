@@ -15,6 +15,10 @@ class TimingCache:
     """A timing cache in a file, put into a builder's configuration.
 
     A file that another version or GPU wrote, or that is damaged, is replaced.
+
+    Attributes:
+        kept: there is a file to keep it in.
+        found: the file was there, and fitted.
     """
 
     def __init__(self, trt: Any, config: Any, path: Path | None) -> None:
@@ -22,6 +26,7 @@ class TimingCache:
         self._config = config
         self._path = path
         self._replaced = False
+        self.kept, self.found = path is not None, False
         if path is None:
             return
         content = path.read_bytes() if path.is_file() else b""
@@ -29,6 +34,7 @@ class TimingCache:
             self._replaced = True
             log.warning("the timing cache %s does not fit this library and GPU: started a new one", path)
             content = b""
+        self.found = bool(content)
         if not content:
             self._use(b"")
 
