@@ -260,6 +260,7 @@ class _Follower:
         self._notes = ["the ranges come from the checkpoint, taken as signed 8 bits, which it does not say"]
         self._amax: dict[str, Tensor] = {}
         self._moved: dict[str, int] = {}
+        self._unused: list[str] = []
 
     def follow(
         self, by_layer: Mapping[str, Mapping[str, Tensor]], residuals: Mapping[str, Tensor]
@@ -274,6 +275,8 @@ class _Follower:
             self._notes.append(
                 f"negative gains of {shortened(list(self._moved))} turn {count} weights from -128 to 127"
             )
+        if self._unused:
+            self._notes.append(f"ranges that the config leaves unused: {shortened(self._unused)}")
         notes = (*self._own_notes(), *self._notes)
         plan = replace(self._plan, layers=tuple(layers.values()), folds=folds, sites=sites, ties=(), notes=notes)
         return plan, self._amax
@@ -314,7 +317,7 @@ class _Follower:
         )
 
     def _left_out(self, layer: LayerPlan, module: nn.Module) -> LayerPlan:
-        """Note that the config keeps a layer float.
+        """Remember that the config keeps a layer float.
 
         Raises:
             UsageError: it does not; the layer cannot be quantized as the checkpoint was.
@@ -327,7 +330,7 @@ class _Follower:
                 where=self._where,
                 fix=f'keep it float: [quantize] rules = [{{ name = "{layer.name}", precision = "fp32" }}]',
             )
-        self._notes.append(f"{layer.name}: its ranges in the checkpoint are not used, it is {layer.precision}")
+        self._unused.append(layer.name)
         return layer
 
     def _operand_ranges(self, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -435,17 +438,21 @@ class _Follower:
         """Return the sites whose ranges the checkpoint has.
 
         Raises:
-            UsageError: a shortcut's range, and not one addition that it could belong to.
+            UsageError: a shortcut's range, and not one addition that it could belong to, although the config keeps no
+                layer float that has ranges.
         """
         kept = []
         for owner, value in residuals.items():
             found = [site for site in self._plan.sites if site.owner == owner and site.op == "add"]
+            if not found and self._unused:
+                self._unused.append(joined(owner, "residual"))
+                continue
             if len(found) != 1 or value.numel() != 1:
                 raise UsageError(
                     f"has a range for the shortcut of {owner or 'the model'}, where the plan quantizes "
                     f"{len(found)} additions",
                     where=self._where,
-                    fix='set [quantize] placement = "tensorrt", and do not keep the layer before the addition float',
+                    fix='set [quantize] placement = "tensorrt"',
                 )
             kept.append(found[0])
             self._amax[found[0].name] = value.detach().float().reshape(())

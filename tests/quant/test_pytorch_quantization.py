@@ -559,6 +559,8 @@ def test_a_quantized_shortcut(digits: Digits, tmp_path: Path) -> None:
     assert_same(outputs(library, digits.images), outputs(model, digits.images))
     with pytest.raises(UsageError, match="range for the shortcut of the model, where the plan quantizes 0 additions"):
         follow(library, Residual, digits, tmp_path, QuantizeSection(placement="layerwise"))
+    _, plan = follow(library, Residual, digits, tmp_path, rule("conv2"))
+    assert "ranges that the config leaves unused: conv2, residual" in plan.notes
     without = trained(Residual, digits)
     model, plan = follow(without, Residual, digits, tmp_path)
     assert plan.sites == ()
@@ -574,7 +576,7 @@ def test_transposed_convolutions_need_ranges_of_their_output_channels(digits: Di
         follow(library, Upsampling, digits, tmp_path)
     _, plan = follow(library, Upsampling, digits, tmp_path, rule("up"))
     assert plan.of("up").precision is Precision.FP32
-    assert "up: its ranges in the checkpoint are not used, it is fp32" in plan.notes
+    assert "ranges that the config leaves unused: up" in plan.notes
 
 
 @pytest.mark.parametrize(("groups", "folds"), [(1, 1), (2, 0)])
@@ -626,11 +628,11 @@ def test_layers_without_ranges_stay_float(digits: Digits, tmp_path: Path) -> Non
 def test_rules_and_ranges_that_do_not_go_together(digits: Digits, tmp_path: Path) -> None:
     library = trained(Plain, digits)
     _, plan = follow(library, Plain, digits, tmp_path, rule("fc"))
-    assert "fc: its ranges in the checkpoint are not used, it is fp32" in plan.notes
+    assert "ranges that the config leaves unused: fc" in plan.notes
     assert not any("decides nothing" in note for note in plan.notes)
     _, plan = follow(library, Plain, digits, tmp_path, QuantizeSection(precision=Precision.FP32))
     assert not plan.has_int8
-    assert sum("are not used" in note for note in plan.notes) == 4
+    assert "ranges that the config leaves unused: conv, wide, pool, fc" in plan.notes
     library.fc = nn.Linear(128, 10)
     with pytest.raises(UsageError, match="no ranges for fc, which a rule makes INT8"):
         follow(library, Plain, digits, tmp_path, rule("fc", Precision.INT8))
