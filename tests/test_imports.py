@@ -15,6 +15,7 @@ LAYERS = [
     {
         "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_graph",
         "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt", "onnxrt",
+        "energy", "nvml",
     },
     {"workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories", "hardware"},
 ]  # fmt: skip
