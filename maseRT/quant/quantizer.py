@@ -117,14 +117,16 @@ class Quantizer(nn.Module):
 
     def _fake_quantize(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         low, high, axis = self.spec.quant_min, self.spec.quant_max, self.spec.axis
+        compiling = torch.compiler.is_compiling()
         if self.follow:
             with torch.no_grad():
                 self.amax.copy_(max_abs(x, axis))
-            return fake_quantize_unclipped(x, _along(axis, self.scale.to(dtype).float(), x))
-        if isinstance(self.amax, nn.Parameter) and self.training:
+            if not compiling:
+                return fake_quantize_unclipped(x, _along(axis, self.scale.to(dtype).float(), x))
+        elif isinstance(self.amax, nn.Parameter) and self.training:
             scale = float(self.scale.clamp(min=AMAX_FLOOR / high))
             return fake_quantize_learned(x, self.amax, grid_from_scale(scale, quant_min=low, quant_max=high))
-        if torch.compiler.is_compiling():
+        if compiling:
             return fake_quantize_scaled(x, _along(axis, self.scale.to(dtype).float(), x), quant_min=low, quant_max=high)
         if axis is not None:
             return fake_quantize_scaled(x, _along(axis, self._scale(dtype), x), quant_min=low, quant_max=high)
