@@ -149,8 +149,9 @@ class Placer:
     * A concatenation that only INT8 layers read gets all its inputs quantized with one range, shared with the readers:
       it becomes a no-op or a copy of INT8.
     * A max pool that only INT8 layers read is INT8, with their range: rounding and maximum commute, and TensorRT would
-      swap them by itself. An average pool is INT8 between INT8 layers, with a range of its own; one over the whole
-      image stays float.
+      swap them by itself. With a reshape in between it is left to do so: TensorRT-RTX moves the reader's Q in front of
+      reshape and pool, but keeps a pool in float whose own Q/DQ pair a reshape parts from the next one. An average pool
+      is INT8 between INT8 layers, with a range of its own. Pools over the whole image stay float.
     * Quantized readers of one tensor share one range, so that TensorRT sees one Q/DQ pair.
     * Adds behind linear layers stay float: TensorRT's GEMM kernels take no INT8 addend.
 
@@ -221,7 +222,7 @@ class Placer:
                 self._tie_to_readers(name, node)
 
     def _pool_reason(self, node: Node) -> str | None:
-        if not self._all_readers_int8(node) or is_global_pool(node):
+        if not self._all_readers_int8(node, reshaped=False) or is_global_pool(node):
             return None
         if isinstance(node.module, MAX_POOLS) or node.op in _MAX_POOLINGS:
             return "max pool that INT8 layers read"
@@ -275,8 +276,10 @@ class Placer:
     def _readers(self, node: Node) -> list[tuple[Node, int]]:
         return self._graph.final_readers(node.index, self._transparent)
 
-    def _all_readers_int8(self, node: Node) -> bool:
-        readers = [(reader.index, operand) for reader, operand in self._readers(node)]
+    def _all_readers_int8(self, node: Node, *, reshaped: bool = True) -> bool:
+        """Whether everything that reads a node's result quantizes it; behind reshapes too, if those are welcome."""
+        found = self._readers(node) if reshaped else self._graph.readers(node.index)
+        readers = [(reader.index, operand) for reader, operand in found]
         return bool(readers) and self._quantized.issuperset(readers)
 
     def _int8_readers(self, node: Node) -> list[str]:

@@ -290,7 +290,7 @@ class _Planner:
         if isinstance(module, POOLS):
             if len(calls) > 1:
                 return "pool used at several places, which would share one range"
-            return "global pool" if is_global_pool(calls[0]) else "pool with a float layer beside it"
+            return "global pool" if is_global_pool(calls[0]) else "pool with a float layer or a reshape beside it"
         macs = [tiny_macs(node) for node in calls]
         if all(count is not None for count in macs):
             return f"tiny: {max(filter(None, macs), default=0)} multiply-adds per sample, INT8 would only cost"

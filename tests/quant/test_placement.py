@@ -199,6 +199,7 @@ def test_a_float_convolution_takes_no_int8_addend() -> None:
         (lambda net, x: net.pool(net.a(x)), False),
         (lambda net, x: net.b(y := net.pool(net.a(x))) + y.sigmoid(), False),
         (lambda net, x: net.b(net.pool(net.a(net.pool(x)))), False),  # one module, two places
+        (lambda net, x: net.b(net.pool(net.a(x)).transpose(2, 3)), False),  # TensorRT-RTX does that by itself
     ],
 )
 def test_max_pools(function: object, *, quantized: bool) -> None:
