@@ -112,6 +112,27 @@ class TrtSession:
         self._memory.synchronize()
         return TrtBound(self, self._generation)
 
+    def layer_times_ms(self, feed: Mapping[str, Any], *, iterations: int) -> dict[str, float]:
+        """Return the mean time of every engine layer on one batch; see `maseRT.runtimes.trt.profile`."""
+        from maseRT.runtimes.trt.profile import layer_times_ms
+
+        self._check_open()
+        self._place(feed)
+        context = self._engine.create_execution_context()
+        profile, shapes = self._state or (0, {})
+        context.set_optimization_profile_async(profile, self._memory.stream)
+        for name, shape in shapes.items():
+            context.set_input_shape(name, shape)
+        for binding in self._bindings:
+            context.set_tensor_address(binding.spec.name, binding.address)
+
+        def enqueue() -> bool:
+            done = bool(context.execute_async_v3(self._memory.stream))
+            self._memory.synchronize()
+            return done
+
+        return layer_times_ms(self._trt, context, enqueue, iterations)
+
     def close(self) -> None:
         """Free everything on the device."""
         set_device(self._device)

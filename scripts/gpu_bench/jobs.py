@@ -1,0 +1,96 @@
+"""What is benchmarked, and where its files lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PRECISIONS = ("int8", "fp16", "fp32")
+"""The order in which engines are built: what matters most comes first."""
+
+SHAPES = {"vgg7": (3, 32, 32), "jsc-toy": (16,), "transformer-classifier": (1, 8, 8)}
+CLASSES = {"vgg7": 10, "jsc-toy": 5, "transformer-classifier": 10}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A zoo model and a batch size; written "vgg7:64"."""
+
+    model: str
+    batch: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return SHAPES.get(self.model, (3, 224, 224))
+
+    @property
+    def classes(self) -> int:
+        return CLASSES.get(self.model, 1000)
+
+    def __str__(self) -> str:
+        return f"{self.model}:{self.batch}"
+
+
+def job_from_text(text: str) -> Job:
+    model, _, batch = text.partition(":")
+    return Job(model, int(batch or 64))
+
+
+JOBS = tuple(
+    map(
+        job_from_text,
+        (
+            "vgg7:64",
+            "resnet18:64",
+            "jsc-toy:64",
+            "mobilenetv3-small:64",
+            "transformer-classifier:64",
+            "resnet50:64",
+            "resnet18:1",
+            "resnet50:1",
+        ),
+    )
+)
+"""In order of importance: time may run out."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where things are, and how much is measured.
+
+    Attributes:
+        deadline: seconds since the epoch after which what is optional is left out.
+    """
+
+    work: Path
+    out: Path
+    dry_run: bool
+    blocks: int
+    deadline: float
+
+    @property
+    def results(self) -> Path:
+        return self.out / "results.json"
+
+    @property
+    def parts(self) -> Path:
+        """A result per job."""
+        return self.work / "results"
+
+    @property
+    def timing(self) -> Path:
+        return self.out / "timing"
+
+    @property
+    def runtime(self) -> str:
+        return "tensorrt-rtx" if self.dry_run else "tensorrt"
+
+    def part(self, job: Job) -> Path:
+        return self.parts / f"{job.model}-{job.batch}.json"
+
+    def data(self, job: Job) -> Path:
+        return self.work / f"{job.model}.npz"
+
+    def checkpoint(self, job: Job) -> Path:
+        return self.work / f"{job.model}.safetensors"
