@@ -121,12 +121,12 @@ class Quantizer(nn.Module):
         if self.follow:
             with torch.no_grad():
                 self.amax.copy_(max_abs(x, axis))
-            if not compiling:
-                return fake_quantize_unclipped(x, _along(axis, self.scale.to(dtype).float(), x))
+            if dtype is torch.float32 and not compiling:
+                return fake_quantize_unclipped(x, _along(axis, self.scale, x))
         elif isinstance(self.amax, nn.Parameter) and self.training:
             scale = float(self.scale.clamp(min=AMAX_FLOOR / high))
             return fake_quantize_learned(x, self.amax, grid_from_scale(scale, quant_min=low, quant_max=high))
-        if compiling:
+        if self.follow or compiling:
             return fake_quantize_scaled(x, _along(axis, self.scale.to(dtype).float(), x), quant_min=low, quant_max=high)
         if axis is not None:
             return fake_quantize_scaled(x, _along(axis, self._scale(dtype), x), quant_min=low, quant_max=high)
