@@ -52,6 +52,7 @@ STEP_HELP = {
     "finetune": "Recover accuracy by quantization-aware training (section \\[finetune]).",
     "export": "Write the ONNX files, and check them (section \\[export]).",
     "build-engine": "Build the TensorRT engine (section \\[build-engine]).",
+    "onnxruntime": "Make INT8, FP16 and optimized models for ONNX Runtime (section \\[onnxruntime]).",
     "analyze": "Measure accuracy and speed of every runtime (section \\[analyze]).",
 }
 

@@ -212,8 +212,17 @@ class FinetuneSection(Section):
     compile: bool = Field(False, description="torch.compile the training step.")
 
 
+ExportTarget = Literal["tensorrt", "onnxruntime-cpu", "openvino"]
+
+
 class ExportSection(Section):
     """[export]: the ONNX files."""
+
+    targets: tuple[ExportTarget, ...] = Field(
+        ("tensorrt",),
+        description="A file for each: symmetric INT8 for tensorrt (always written), uint8 activations for "
+        "onnxruntime-cpu, symmetric INT8 with stored INT8 weights for openvino.",
+    )
 
     opset: int = Field(
         20, ge=19, le=20, description="19 for old parsers; INT8 MaxPool and FP16 Q/DQ leave no other choice."
@@ -278,6 +287,42 @@ class BuildEngineSection(Section):
     on_mismatch: Literal["error", "warn"] = Field("error", description="When a layer does not run as asked.")
 
 
+OnnxRuntimeMode = Literal["optimized", "static", "dynamic", "auto-mixed", "qdq"]
+
+
+class OnnxRuntimeSection(Section):
+    """[onnxruntime]: models for ONNX Runtime, made by its own tools and by this toolchain."""
+
+    modes: tuple[OnnxRuntimeMode, ...] = Field(
+        ("optimized", "static", "dynamic", "qdq"),
+        min_length=1,
+        description="optimized: the float model after graph optimizations; static: ONNX Runtime's own INT8; dynamic: "
+        "INT8 weights in matrix products and LSTMs; auto-mixed: FP16 by tolerance; qdq: this run's quantized model.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|(cpu|cuda|tensorrt|migraphx|openvino|directml|coreml)(:\d+)?)$",
+        description="auto takes a GPU where there is one, else measures the CPU provider and OpenVINO's and keeps the "
+        "faster.",
+    )
+    batches: Positive = Field(10, description="Calibration batches of the static mode and of ranges the plan lacks.")
+    calibrator: Literal["minmax", "entropy", "percentile"] = Field(
+        "minmax", description="ONNX Runtime's own, for the static mode; its entropy starts from 128 bins."
+    )
+    percentile: float = Field(99.99, gt=50, le=100, description='For calibrator = "percentile".')
+    rtol: float = Field(1e-2, ge=0, description="auto-mixed: relative tolerance of the outputs.")
+    atol: float = Field(1e-2, ge=0, description="auto-mixed: absolute tolerance of the outputs.")
+    keep_io_types: bool = Field(True, description="auto-mixed: leave inputs and outputs FP32.")
+    optimization: Literal["all", "extended", "basic", "disabled"] = Field(
+        "all", description="How far ONNX Runtime rewrites graphs when it loads them."
+    )
+    cuda_graph: bool = Field(False, description="Replay CUDA graphs; fixed batches only.")
+    openvino_fp32: bool = Field(False, description="Keep OpenVINO from computing float layers in BF16.")
+    allow_fallback: bool = Field(
+        False, description="Accept another provider than the one asked for, instead of exit code 5."
+    )
+
+
 RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
@@ -305,6 +350,7 @@ class Config(Section):
     finetune: FinetuneSection | None = None
     export: ExportSection | None = None
     build_engine: BuildEngineSection | None = Field(None, alias="build-engine")
+    onnxruntime: OnnxRuntimeSection | None = None
     analyze: AnalyzeSection | None = None
 
     @model_validator(mode="after")

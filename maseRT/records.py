@@ -23,6 +23,7 @@ DEPENDENCIES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-ep-openvino",
     "tensorrt",
     "tensorrt-rtx",
     "numpy",
@@ -163,7 +164,7 @@ def check_inputs(workspace: Workspace, paths: Sequence[Path], made_by: Mapping[P
     """
     for path in paths:
         step = made_by[path]
-        name = str(path.relative_to(workspace.root))
+        name = workspace.name_of(path)
         record = read_record(workspace, step)
         if record is None or name not in record.outputs:
             raise StepError("not there yet", where=str(path), fix=f"run `masert {step} --config {config}` first")

@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from maseRT.errors import StepError, UsageError
 
 _TEMPORARY = ".partial-"
+_ONNXRT_FOLDERS = {"static": "static_quantized", "dynamic": "dynamic_quantized", "auto-mixed": "auto_mixed"}
+"""Modes of the onnxruntime step whose folder has another name."""
 
 
 @contextmanager
@@ -75,13 +77,18 @@ def _cannot_write(path: Path, error: OSError) -> StepError:
 
 
 class Workspace:
-    """The folder of one run: `<output>/tensorrt/quantization/<run>/`."""
+    """The folders of one run: `<output>/tensorrt/quantization/<run>/`; `<output>/onnxrt/<run>/` for ONNX Runtime."""
 
     def __init__(self, output: Path, run: str) -> None:
         if not run or run in (".", "..") or "/" in run or "\\" in run:
             raise UsageError(f"'{run}' is not a folder name", where="--run", fix="use a plain name such as digits-int8")
         self.run = run
         self.root = output / "tensorrt" / "quantization" / run
+        self.onnxrt = output / "onnxrt" / run
+
+    def name_of(self, path: Path) -> str:
+        """Return a file's path relative to the run's folder, as records hold it; it may lie outside."""
+        return os.path.relpath(path, self.root)
 
     # cache
     @property
@@ -193,6 +200,33 @@ class Workspace:
     def float_onnx(self) -> Path:
         return self.root / "onnx" / "float.onnx"
 
+    def target_onnx(self, target: str) -> Path:
+        """The quantized model in the form that a target likes best."""
+        return self.onnx if target == "tensorrt" else self.root / "onnx" / f"model.{target}.onnx"
+
+    def onnxrt_model(self, mode: str) -> Path:
+        """The model of one mode of the onnxruntime step."""
+        folder = _ONNXRT_FOLDERS.get(mode, mode)
+        return self.onnxrt / folder / "model.onnx"
+
+    def onnxrt_sidecar(self, mode: str) -> Path:
+        """What that model was made from, and what ONNX Runtime makes of it."""
+        return self.onnxrt_model(mode).with_suffix(".json")
+
+    @property
+    def onnxrt_cache(self) -> Path:
+        """Engines and compiled models that execution providers keep."""
+        return self.onnxrt / "cache"
+
+    def onnxrt_probe(self, device: str) -> Path:
+        """A model that is there only while devices are compared."""
+        return self.onnxrt / "cache" / f"probe_{device}.onnx"
+
+    @property
+    def onnxruntime(self) -> Path:
+        """The device and the models of the onnxruntime step."""
+        return self.json("onnxruntime")
+
     @property
     def engine(self) -> Path:
         return self.root / "trt" / "model.trt"
@@ -235,8 +269,9 @@ class Workspace:
 
     def _sweep(self) -> None:
         """Delete what a killed process left half-written."""
-        for leftover in self.root.rglob(f"{_TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
+        for folder in (self.root, self.onnxrt):
+            for leftover in folder.rglob(f"{_TEMPORARY}*"):
+                leftover.unlink(missing_ok=True)
 
     def claim(self, config: Path, *, takeover: bool) -> None:
         """Note which config this run belongs to, so that two configs never mix.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maseRT.agreement import Agreement, agreement
-from maseRT.config import ExportSection
+from maseRT.config import CalibrateSection, ExportSection
 from maseRT.errors import CheckError, UsageError
 from maseRT.onnx_export import INPUT, OUTPUT, export_onnx
 from maseRT.onnx_graph import count_qdq
+from maseRT.onnxrt.providers import Optimization
 from maseRT.plan import Plan
 from maseRT.quant.quantizer import quantizers
-from maseRT.runtimes.onnxruntime import OnnxRuntime, Optimization
+from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, load_float_weights, rebuild_final, set_up
 from maseRT.steps.table import Context, StepResult
+from maseRT.steps.targets import write_form
 from maseRT.workspace import atomic_path, write_json
 
 log = logging.getLogger(__name__)
@@ -51,18 +54,44 @@ def run(context: Context) -> StepResult:
     floor_db = MIN_SQNR_DB if quantization_db is None else min(MIN_SQNR_DB, quantization_db)
     checks["quantized"] = _export(context, model, workspace.onnx, sample, logits, floor_db)
     pairs = _check_pairs(workspace.onnx, plan, model, sample)
+    targets = {
+        target: _write_target(context, setting, target, sample, float_logits)
+        for target in section.targets
+        if target != "tensorrt"
+    }
     summary = {
         "onnx_path": str(workspace.onnx),
         "opset": section.opset,
         "qdq_pairs": pairs,
         "checks": {name: {level: a.as_dict() for level, a in found.items()} for name, found in checks.items()},
+        "targets": targets,
     }
     write_json(workspace.export, summary)
     return StepResult(
         headline=f"{workspace.onnx}, opset {section.opset}, {pairs} Q/DQ pairs{_described(checks['quantized'])}",
-        outputs=[workspace.onnx, workspace.float_onnx, workspace.export],
+        outputs=[
+            workspace.onnx,
+            workspace.float_onnx,
+            *(workspace.target_onnx(target) for target in targets),
+            workspace.export,
+        ],
         summary=summary,
+        remarks=[f"{target}: {change}" for target, told in targets.items() for change in told["changes"]],
     )
+
+
+def _write_target(
+    context: Context, setting: Setting, target: str, sample: Tensor, float_logits: Logits
+) -> dict[str, Any]:
+    """Write the quantized model in a target's form; returns what differs, and how far it is from the float model."""
+    workspace = context.workspace
+    path = workspace.target_onnx(target)
+    batches = (context.config.calibrate or CalibrateSection()).batches
+    with context.reporter.spinner(f"export: {path.name}"):
+        form = write_form(context, setting, target=target, source=workspace.onnx, out=path, batches=batches)
+    found = _compare(path, sample, float_logits, threads=context.threads)
+    against = {level: agreed.as_dict() for level, agreed in found.items()}
+    return {"path": str(path), **form.as_dict(), "agreement_with_float": against}
 
 
 def _sample(setting: Setting, context: Context) -> Tensor:

@@ -161,8 +161,7 @@ class Run:
         )
 
     def _record(self, step: Step, key: dict[str, str], result: StepResult, seconds: float) -> None:
-        root = self.workspace.root
-        outputs = {str(path.relative_to(root)): FileState.of(path) for path in result.outputs}
+        outputs = {self.workspace.name_of(path): FileState.of(path) for path in result.outputs}
         StepRecord(step.name, key, outputs, result.summary, seconds, dependency_versions()).write(self.workspace)
 
     def _context(self, key: dict[str, str]) -> Context:
@@ -196,14 +195,14 @@ class Run:
         key |= {"run.device": resolve_device(config.run.device), "maseRT.sources": source_hash()}
         key |= {"versions.python": sys.version.split()[0]}
         key |= {f"versions.{name}": version for name, version in dependency_versions().items()}
-        if step.name in ("build-engine", "analyze"):
+        if step.name in ("build-engine", "onnxruntime", "analyze"):
             key |= {"machine.gpus": "; ".join(gpu.name for gpu in nvidia_gpus())}
         return key | self._file_keys(step)
 
     def _file_keys(self, step: Step) -> dict[str, str]:
         keys = {}
         for path in step.inputs(self.config, self.workspace):
-            name = str(path.relative_to(self.workspace.root))
+            name = self.workspace.name_of(path)
             record = read_record(self.workspace, producers(self.workspace)[path])
             known = record.outputs.get(name) if record else None
             if known and known.holds(path):

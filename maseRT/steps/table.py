@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from maseRT.config import Config, Section
+from maseRT.config import Config, ExportTarget, OnnxRuntimeMode, Section
 from maseRT.errors import UsageError, did_you_mean
 from maseRT.progress import Reporter
 from maseRT.workspace import Workspace
@@ -122,6 +122,8 @@ def _analyzed(config: Config, workspace: Workspace) -> list[Path]:
         paths += [workspace.onnx, workspace.float_onnx]
     if config.build_engine is not None:
         paths += [workspace.engine, workspace.sidecar]
+    if config.onnxruntime is not None:
+        paths += [workspace.onnxruntime, *(workspace.onnxrt_model(mode) for mode in config.onnxruntime.modes)]
     return paths
 
 
@@ -153,6 +155,7 @@ STEPS: dict[str, Step] = {
             reads=("quantize",),
         ),
         Step("build-engine", "build_engine", lambda config, workspace: [workspace.onnx, final_plan(config, workspace)]),
+        Step("onnxruntime", "onnxruntime", lambda config, workspace: [workspace.onnx, workspace.float_onnx]),
         Step("analyze", "analyze", _analyzed, reads=("quantize",)),
     )
 }
@@ -181,6 +184,9 @@ def producers(workspace: Workspace) -> dict[Path, str]:
         workspace.best_checkpoint: "finetune",
         workspace.onnx: "export",
         workspace.float_onnx: "export",
+        **{workspace.target_onnx(target): "export" for target in get_args(ExportTarget)},
+        **{workspace.onnxrt_model(mode): "onnxruntime" for mode in get_args(OnnxRuntimeMode)},
+        workspace.onnxruntime: "onnxruntime",
         workspace.engine: "build-engine",
         workspace.sidecar: "build-engine",
     }

@@ -1,0 +1,178 @@
+"""ONNX Runtime's own quantizers, with the settings that its kernels like and the repairs that our exports need."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from maseRT.errors import StepError
+from maseRT.onnxrt.graph import Array, Graph
+
+Calibrator = Literal["minmax", "entropy", "percentile"]
+Feed = Mapping[str, Array]
+
+_CALIBRATORS: dict[Calibrator, str] = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+_DYNAMIC_OPS = ["MatMul", "Gemm", "LSTM", "Attention"]
+"""Convolutions with dynamic ranges run slower than in float."""
+_TOKEN_OPS = ["Conv", "MatMul", "Gemm"]
+"""What is quantized where the model normalizes layers: additions and softmaxes of integers cost accuracy there."""
+
+
+@dataclass(frozen=True)
+class StaticSettings:
+    """How `quantize_static` works.
+
+    Attributes:
+        calibrator: where ranges end.
+        percentile: the share of values inside a range, in percent; for that calibrator only.
+        signed: int8 activations with zero point 0 and float biases, as TensorRT and OpenVINO want them; else uint8.
+    """
+
+    calibrator: Calibrator = "minmax"
+    percentile: float = 99.99
+    signed: bool = False
+
+
+def optimize(model: Path, out: Path) -> None:
+    """Write a float model after the optimizations of ONNX Runtime that hold on every machine.
+
+    Raises:
+        StepError: onnxruntime cannot load it.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # "all" would write memory layouts of this CPU into the file.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(out)
+    options.log_severity_level = 3
+    with _named(model, "optimize"):
+        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def preprocess(model: Path, out: Path) -> None:
+    """Write a float model as the quantizers need it: constants folded, BatchNorms absorbed, shapes inferred anew.
+
+    Raises:
+        StepError: onnxruntime cannot do it.
+    """
+    from onnxruntime.quantization import quant_pre_process
+
+    with _named(model, "pre-process"), _silent():
+        quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
+        # quantize_dynamic transposes weights and then trips over the shapes that were noted before.
+        prepared = onnx.load(out)
+        del prepared.graph.value_info[:]
+        onnx.save(prepared, out)
+
+
+def quantize_static(preprocessed: Path, out: Path, feeds: Iterable[Feed], settings: StaticSettings) -> None:
+    """Write a model with Q/DQ pairs from ranges that ONNX Runtime measures itself, weights per channel.
+
+    Args:
+        preprocessed: by `preprocess`.
+        out: the result.
+        feeds: calibration data.
+        settings: of the quantization.
+
+    Raises:
+        StepError: onnxruntime cannot do it.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+
+    graph = Graph(onnx.load(preprocessed))
+    activation = QuantType.QInt8 if settings.signed else QuantType.QUInt8
+    options: dict[str, Any] = {"ActivationSymmetric": settings.signed, "QuantizeBias": not settings.signed}
+    if settings.calibrator == "percentile":
+        options["CalibPercentile"] = settings.percentile
+    with _named(preprocessed, "quantize_static"), _silent():
+        quantize(
+            str(preprocessed),
+            str(out),
+            _reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=activation,
+            weight_type=QuantType.QInt8,
+            calibrate_method=getattr(CalibrationMethod, _CALIBRATORS[settings.calibrator]),
+            op_types_to_quantize=_TOKEN_OPS if _normalizes_layers(graph) else None,
+            nodes_to_exclude=_products_of_activations(graph),
+            extra_options=options,
+        )
+
+
+def quantize_dynamic(preprocessed: Path, out: Path) -> None:
+    """Write a model with int8 weights in its matrix products and LSTMs; activations are quantized as they come.
+
+    Raises:
+        StepError: onnxruntime cannot do it.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
+    with _named(preprocessed, "quantize_dynamic"), _silent():
+        quantize(
+            str(preprocessed),
+            str(out),
+            op_types_to_quantize=_DYNAMIC_OPS,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+def _reader(feeds: Iterable[Feed]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._feeds = iter(feeds)
+
+        def get_next(self) -> dict[str, Array] | None:
+            feed = next(self._feeds, None)
+            return None if feed is None else dict(feed)
+
+    return Reader()
+
+
+def _normalizes_layers(graph: Graph) -> bool:
+    return any(node.op_type == "LayerNormalization" for node in graph.nodes)
+
+
+def _products_of_activations(graph: Graph) -> list[str]:
+    """Return the matrix products without a constant operand, as in attention: integers cost accuracy and time there."""
+    return [
+        node.name
+        for node in graph.nodes
+        if node.op_type == "MatMul" and all(graph.constant(name) is None for name in node.input)
+    ]
+
+
+@contextmanager
+def _named(model: Path, what: str) -> Iterator[None]:
+    """Turn whatever onnxruntime raises into a StepError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        message = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise StepError(f"onnxruntime's {what} failed: {message}", where=str(model)) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Silence the root logger and stdout, where onnxruntime's quantizers give advice and progress."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,62 @@
+"""The quantized model in the form that each target likes best; several steps write such files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from maseRT.data import calibration_subset, loader
+from maseRT.errors import StepError
+from maseRT.onnx_export import INPUT
+from maseRT.onnxrt.completion import Range
+from maseRT.onnxrt.forms import Form, cpu_form, symmetric_form
+from maseRT.onnxrt.quantizers import Feed
+from maseRT.onnxrt.ranges import measure_ranges
+from maseRT.steps.common import Setting
+from maseRT.steps.table import Context
+from maseRT.workspace import atomic_path
+
+
+def calibration_feeds(context: Context, setting: Setting, *, batches: int) -> Iterator[Feed]:
+    """Yield the fixed calibration subset of the training data, as `calibrate` draws it."""
+    config = context.config
+    samples = batches * config.data.batch_size
+    subset = calibration_subset(setting.splits, samples=samples, seed=config.run.seed)
+    for inputs, _ in loader(subset, batch_size=config.data.batch_size):
+        yield {INPUT: inputs.numpy()}
+
+
+def write_form(context: Context, setting: Setting, *, target: str, source: Path, out: Path, batches: int) -> Form:
+    """Write an exported model in a target's form; the file appears only after the ONNX checker passed it.
+
+    Args:
+        context: of the step.
+        setting: whose data ranges are measured on, where the plan has none.
+        target: "tensorrt" (the exported model itself), "onnxruntime-cpu" or "openvino".
+        source: the exported model.
+        out: the file.
+        batches: calibration batches.
+
+    Raises:
+        StepError: the checker refuses the result.
+    """
+
+    def ranges_of(model: ModelProto, tensors: Sequence[str]) -> dict[str, Range]:
+        feeds = calibration_feeds(context, setting, batches=batches)
+        return measure_ranges(model, tensors, feeds, threads=context.threads)
+
+    model, form = onnx.load(source), Form()
+    if target == "onnxruntime-cpu":
+        model, form = cpu_form(model, ranges_of)
+    elif target == "openvino":
+        model, form = symmetric_form(model)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        raise StepError(f"the ONNX checker refuses the {target} form: {error}", where=str(out)) from error
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    return form
