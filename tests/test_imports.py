@@ -13,11 +13,14 @@ LAYERS = [
     {"cli", "console", "__init__"},
     {"steps"},
     {
-        "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_graph",
-        "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt", "onnxrt",
+        "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_translations",
+        "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt",
         "energy", "nvml",
     },
-    {"workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories", "hardware"},
+    {
+        "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",
+        "hardware",
+    },
 ]  # fmt: skip
 
 HEAVY = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxscript", "torchmetrics", "lightning_fabric"}

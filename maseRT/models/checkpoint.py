@@ -57,8 +57,8 @@ class Checkpoint:
         kind: the file's format.
         epochs: how many epochs the weights were trained for, where a Lightning file says so.
         learning_rate: the rate that training began with, where a Lightning file says so.
-        amax: ranges of pytorch-quantization's quantizers, "conv1.input" -> [] and "conv1.weight" -> [C, 1, 1, 1]: in the
-            shapes in which they broadcast against their tensors.
+        amax: ranges of pytorch-quantization's quantizers, "conv1.input" -> [] and "conv1.weight" -> [C, 1, 1, 1]: in
+            the shapes in which they broadcast against their tensors.
     """
 
     state_dict: dict[str, Tensor]
