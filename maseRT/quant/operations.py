@@ -88,6 +88,8 @@ def with_tensors(
     args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[int, Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a call's arguments with every tensor replaced by change(operand, tensor)."""
+    if not kwargs and all(isinstance(value, Tensor) for value in args):  # most calls, and flattening takes time
+        return tuple(change(operand, tensor) for operand, tensor in enumerate(args)), kwargs
     leaves, structure = pytree.tree_flatten((args, kwargs))
     operand = 0
     for position, leaf in enumerate(leaves):
