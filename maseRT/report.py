@@ -9,6 +9,7 @@ from typing import Any
 from maseRT.agreement import Agreement
 from maseRT.evaluate import Metrics
 from maseRT.measure import Latency
+from maseRT.onnxrt.kernels import Kernels
 
 SCHEMA = 1
 
@@ -39,6 +40,7 @@ class Row:
         device_latency: by the device's own clock, without copies; None where it has none.
         agreement: with the first row that ran, over the evaluated samples.
         not_run: why it did not run here; the measurements are None then.
+        kernels: ONNX Runtime's kernels in its optimised graph, counted; None for other runtimes.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Row:
     device_latency: Latency | None = None
     agreement: Agreement | None = None
     not_run: str = ""
+    kernels: Kernels | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -58,6 +61,8 @@ class Row:
             latency: Latency | None = getattr(self, name)
             if latency is not None:
                 row[name] = latency.as_dict()
+        if self.kernels is not None:
+            row["kernels"] = self.kernels.as_dict()
         return row
 
     def cells(self) -> tuple[str, ...]:
@@ -97,6 +102,10 @@ def report_markdown(rows: Sequence[Row], *, run: str, method: Mapping[str, Any],
     if compared:
         lines += ["", f"## Agreement with {cells[0][0]}", ""]
         lines += [f"- {row.name}: {_agreement(row.agreement)}" for row in compared if row.agreement is not None]
+    counted = [row for row in rows if row.kernels is not None]
+    if counted:
+        lines += ["", "## Kernels of ONNX Runtime", ""]
+        lines += [f"- {row.name}: {row.kernels.describe()}" for row in counted if row.kernels is not None]
     lines += ["", "## Method", "", *(f"- {key.replace('_', ' ')}: {value}" for key, value in method.items())]
     if notes:
         lines += ["", "## Notes of the plan", "", *(f"- {note}" for note in notes)]

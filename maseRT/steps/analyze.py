@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from maseRT.evaluate import evaluate
 from maseRT.hardware import cpu, nvidia_gpus
 from maseRT.measure import latency_from_times, measure_latency
 from maseRT.onnx_export import INPUT, OUTPUT
+from maseRT.onnxrt.kernels import kernels_of
+from maseRT.onnxrt.providers import SessionSettings
 from maseRT.plan import Plan
 from maseRT.precision import Precision
 from maseRT.records import dependency_versions
 from maseRT.report import Row, report_json, report_markdown, table
 from maseRT.runtimes import get_runtime
-from maseRT.runtimes.base import Session
+from maseRT.runtimes.base import Runtime, Session
+from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up
+from maseRT.steps.onnxruntime import session_settings
 from maseRT.steps.table import Context, StepResult, final_checkpoint, final_plan
 from maseRT.workspace import read_json, write_json, write_text
 
@@ -40,6 +45,7 @@ class Artifact:
         load: makes it, when its turn has come: an nn.Module or a path.
         size: bytes on disk.
         missing: why there is nothing to open.
+        settings: of the ONNX Runtime session; None for other runtimes.
     """
 
     runtime: str
@@ -48,6 +54,7 @@ class Artifact:
     size: int
     device: str
     missing: str = ""
+    settings: SessionSettings | None = None
 
     @property
     def name(self) -> str:
@@ -71,18 +78,26 @@ def run(context: Context) -> StepResult:
     for name in section.runtimes:
         runtime = get_runtime(name)
         for artifact in _artifacts(context, name):
-            why_not = artifact.missing or runtime.missing()
+            why_not = artifact.missing or runtime.missing(artifact.device if artifact.settings else None)
             if why_not:
                 rows.append(Row(artifact.name, name, artifact.label, artifact.size, not_run=why_not))
                 continue
-            with runtime.open(artifact.load(), artifact.device) as session:
+            with _open(runtime, artifact) as session:
                 row, logits = _measure(context, session, artifact, samples, section, setting.classes)
+            if artifact.settings is not None:
+                row = replace(row, kernels=kernels_of(artifact.load(), artifact.device, artifact.settings))
             if reference is None:
                 reference = logits
             else:
                 row = replace(row, agreement=agreement(reference, logits))
             rows.append(row)
     return _write(context, rows, _method(context, section, samples))
+
+
+def _open(runtime: Runtime, artifact: Artifact) -> Session:
+    if artifact.settings is None:
+        return runtime.open(artifact.load(), artifact.device)
+    return OnnxRuntime().open(artifact.load(), artifact.device, settings=artifact.settings)
 
 
 def _samples(context: Context, setting: Setting, section: AnalyzeSection) -> Samples:
@@ -108,7 +123,11 @@ def _artifacts(context: Context, runtime: str) -> list[Artifact]:
     if runtime == "onnxruntime":
         if config.export is None:
             return [Artifact(runtime, label, Path, 0, context.device, missing="the config has no [export] section")]
-        return [_file(runtime, "fp32", workspace.float_onnx, context), _file(runtime, label, workspace.onnx, context)]
+        return [
+            _file("fp32", workspace.float_onnx, context),
+            _file(label, workspace.onnx, context),
+            *_onnxruntime_modes(context),
+        ]
     return [_engine(context, runtime, label)]
 
 
@@ -122,8 +141,23 @@ def _engine(context: Context, runtime: str, label: str) -> Artifact:
     return Artifact(runtime, label, lambda: workspace.engine, workspace.engine.stat().st_size, device, missing)
 
 
-def _file(runtime: str, label: str, path: Path, context: Context) -> Artifact:
-    return Artifact(runtime, label, lambda: path, path.stat().st_size, context.device)
+def _file(label: str, path: Path, context: Context) -> Artifact:
+    settings = SessionSettings(threads=context.threads)
+    return Artifact("onnxruntime", label, lambda: path, path.stat().st_size, context.device, settings=settings)
+
+
+def _onnxruntime_modes(context: Context) -> list[Artifact]:
+    """Return the models of the onnxruntime step, on the device that it made them for."""
+    section, workspace = context.config.onnxruntime, context.workspace
+    if section is None:
+        return []
+    device = read_json(workspace.onnxruntime, made_by="onnxruntime")["device"]
+    settings = replace(session_settings(context, section), cuda_graph=False)
+    return [
+        Artifact("onnxruntime", mode, partial(workspace.onnxrt_model, mode), path.stat().st_size, device, "", settings)
+        for mode in section.modes
+        for path in [workspace.onnxrt_model(mode)]
+    ]
 
 
 def _label(context: Context) -> str:
