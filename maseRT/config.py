@@ -360,6 +360,7 @@ class Config(Section):
             "finetune": "calibrate",
             "export": "quantize",
             "build_engine": "export",
+            "onnxruntime": "export",
             "analyze": "quantize",
         }
         for name, needed in needs.items():

@@ -50,6 +50,7 @@ MATRIX = {
     "torchmetrics": Tested("1.8", "2", "1.9.0"),
     "onnxruntime": Tested("1.31", "1.32", "1.31.1", "cpu"),
     "tensorrt-rtx": Tested("1.7", "1.8", "1.7.1", "cpu"),
+    "onnxruntime-ep-openvino": Tested("1.8", "1.9", "1.8.1", "cpu"),
     "onnxruntime-gpu": Tested("1.31", "1.32", "", "gpu"),
     "tensorrt": Tested("8.6", "", "", "gpu"),
     "cuda-python": Tested("13", "14", "", "gpu"),
