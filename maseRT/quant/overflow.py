@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from maseRT.errors import UsageError
 from maseRT.plan import Plan
 from maseRT.precision import Precision
+from maseRT.quant.fold import folded
+from maseRT.quant.operations import joined
 from maseRT.quant.walk import Call, Frame, Walker, tensors_in
 
 HALF_MAX = 65504.0
@@ -39,6 +42,48 @@ def keep_in_fp32(plan: Plan, found: Mapping[str, str], *, overflow: Literal["kee
     for name, what in found.items():
         plan = plan.with_float(name, Precision.FP32, f"kept in fp32: {what}, beyond the FP16 range")
     return replace(plan, notes=(*plan.notes, *(f"{name} is kept in fp32: {what}" for name, what in found.items())))
+
+
+def weights_beyond_half(model: nn.Module, plan: Plan) -> dict[str, str]:
+    """Return the layers that are to be FP16 but hold weights beyond its range, BatchNorms folded in, and which.
+
+    Raises:
+        UsageError: a parameter outside of all layers does; none can be kept in FP32 for it.
+    """
+    found = {}
+    folds = {fold.layer: fold.batchnorm for fold in plan.folds}
+    for layer in plan.layers:
+        if layer.float is not Precision.FP16 or layer.name in folds.values():
+            continue
+        module = model.get_submodule(layer.name)
+        tensors: dict[str, Tensor] = dict(module.state_dict())
+        if layer.name in folds:
+            tensors["weight"], tensors["bias"] = folded(module, model.get_submodule(folds[layer.name]))
+        name, peak = max(
+            ((name, _peak(tensor)) for name, tensor in tensors.items()), key=itemgetter(1), default=("", 0)
+        )
+        if peak > HALF_MAX:
+            found[layer.name] = f"{name} reaches {peak:.4g}"
+    if plan.float is Precision.FP16:
+        _check_loose_tensors(model, plan)
+    return found
+
+
+def _check_loose_tensors(model: nn.Module, plan: Plan) -> None:
+    inside = {part for layer in plan.layers for part in model.get_submodule(layer.name).modules()}
+    for prefix, module in model.named_modules():
+        loose = {} if module in inside else {**module._parameters, **module._buffers}
+        for name, tensor in loose.items():
+            if tensor is not None and _peak(tensor) > HALF_MAX:
+                raise UsageError(
+                    f"reaches {_peak(tensor):.4g}, beyond the FP16 range of {HALF_MAX:g}, and belongs to no layer",
+                    where=joined(prefix, name),
+                    fix='set [quantize] float = "fp32" or "bf16"',
+                )
+
+
+def _peak(tensor: Tensor) -> float:
+    return float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
 
 
 @contextmanager

@@ -93,19 +93,23 @@ def _fold_obstacle(graph: Graph, batchnorm: Node, shared: frozenset[str]) -> str
     return None
 
 
-def folds_in_sequentials(model: nn.Module) -> list[Fold]:
-    """Return the BatchNorms right behind their layer in an nn.Sequential: all that is sure without a graph."""
+def folds_in_sequentials(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
+    """Return what is sure without a graph: BatchNorms right behind their layer in an nn.Sequential; and the other ones.
+
+    The result is that of `find_folds`.
+    """
     names = {module: name for name, module in model.named_modules()}
     uses = [module for _, module in model.named_modules(remove_duplicate=False)]
     folds = []
     for parent in names:
-        children = list(parent.children()) if isinstance(parent, nn.Sequential) else []
-        for layer, batchnorm in pairwise(children):
+        for layer, batchnorm in pairwise(parent.children() if isinstance(parent, nn.Sequential) else ()):
             once = uses.count(layer) == uses.count(batchnorm) == 1
             convolution = isinstance(batchnorm, BATCHNORMS) and isinstance(layer, nn.modules.conv._ConvNd)
             if once and convolution and fold_refusal(layer, batchnorm) is None:
                 folds.append(Fold(layer=names[layer], batchnorm=names[batchnorm]))
-    return folds
+    folded = {fold.batchnorm for fold in folds}
+    others = [name for module, name in names.items() if isinstance(module, BATCHNORMS) and name not in folded]
+    return folds, dict.fromkeys(others, "the model's dataflow is unknown")
 
 
 def is_depthwise(layer: nn.Module) -> bool:

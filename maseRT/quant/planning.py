@@ -13,10 +13,10 @@ from maseRT.plan import Fold, LayerPlan, OperationPlan, Plan, first_matches
 from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import REASON, layer_in_bf16, operation_in_bf16
-from maseRT.quant.fold import folded
-from maseRT.quant.layers import LAYERS, default_specs, operands, refusal
+from maseRT.quant.inventory import calls_of, layers_of, operations_of
+from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
-from maseRT.quant.overflow import HALF_MAX, keep_in_fp32
+from maseRT.quant.overflow import keep_in_fp32, weights_beyond_half
 from maseRT.quant.placement import (
     POOLS,
     RECURRENT,
@@ -32,9 +32,8 @@ from maseRT.quant.placement import (
     residual_adds,
     tiny_macs,
 )
-from maseRT.quant.trace import Graph, Kind, Node, is_layer, module_names, record_stable, training_differences
+from maseRT.quant.trace import Graph, Kind, Node, record_stable, training_differences
 
-_WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, *RECURRENT)
 _OPERATIONS_TO_QUANTIZE = frozenset(("add", "cat"))
 
 
@@ -55,7 +54,7 @@ def make_plan(model: nn.Module, example: Tensor, section: QuantizeSection, *, mo
     planner = _Planner(model, graph, section)
     notes = [f"placed layer by layer: {untraced}; {_LOST}"] if graph is None else []
     plan = planner.plan(model_name, example, notes)
-    return keep_in_fp32(plan, planner.beyond_half(plan), overflow=section.overflow)
+    return keep_in_fp32(plan, weights_beyond_half(model, plan), overflow=section.overflow)
 
 
 _LOST = (
@@ -83,9 +82,9 @@ class _Planner:
         self._backend = get_backend(section.backend)
         self._region = region_precision(section)
         self._placed = graph is not None and section.placement == "tensorrt"
-        self._calls = _calls(graph)
-        self._modules, self._layers = self._find_layers()
-        self._operations = self._find_operations()
+        self._calls = calls_of(graph)
+        self._modules, self._layers = layers_of(model, self._calls, float=self._region)
+        self._operations = operations_of(graph, float=self._region, layers=self._modules)
         self._matches = first_matches(
             section.rules, self._layers, where="quantize.rules", others=[o.name for o in self._operations]
         )
@@ -94,7 +93,9 @@ class _Planner:
     def plan(self, model_name: str, example: Tensor, notes: list[str]) -> Plan:
         """Put the decisions together."""
         choices = self._choices()
-        folds = self._folds(choices)
+        folds, unfolded = self._folds(choices)
+        for name, reason in unfolded.items():
+            choices[name] = replace(choices[name], reason=f"{choices[name].reason}; not folded: {reason}")
         placement, frozen_note = self._place(choices, folds, example)
         for name, reason in placement.pools.items():
             choices[name] = _Choice(Precision.INT8, reason)
@@ -113,78 +114,6 @@ class _Planner:
             notes=(*notes, *frozen_note, *self._shadowed_rules(), *self._without_int8(layers)),
         )
         return self._with_flow(plan, frozenset(into))
-
-    def beyond_half(self, plan: Plan) -> dict[str, str]:
-        """Return the layers that are to be FP16 but hold weights beyond its range, and which.
-
-        Raises:
-            UsageError: a parameter outside of the layers does; no layer can be kept in FP32 for it.
-        """
-        found = {}
-        folds = {fold.layer: fold.batchnorm for fold in plan.folds}
-        gone = set(folds.values())
-        for layer in plan.layers:
-            if layer.float is Precision.FP16 and layer.name not in gone:
-                module = self._modules[layer.name]
-                tensors = dict(module.state_dict())
-                if layer.name in folds:
-                    tensors["weight"], tensors["bias"] = folded(module, self._modules[folds[layer.name]])
-                worst = {name: peak for name, t in tensors.items() if (peak := _peak(t)) > HALF_MAX}
-                if worst:
-                    name = max(worst, key=lambda key: worst[key])
-                    found[layer.name] = f"{name} reaches {worst[name]:.4g}"
-        if plan.float is Precision.FP16:
-            self._check_loose_tensors()
-        return found
-
-    def _check_loose_tensors(self) -> None:
-        for module, names in module_names(self._model).items():
-            if names[0] in self._modules:
-                continue
-            loose = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            for name, tensor in loose:
-                if _peak(tensor) > HALF_MAX:
-                    raise UsageError(
-                        f"reaches {_peak(tensor):.4g}, beyond the FP16 range of {HALF_MAX:g}, and belongs to no layer",
-                        where=".".join(filter(None, (names[0], name))),
-                        fix='set [quantize] float = "fp32" or "bf16"',
-                    )
-
-    def _find_layers(self) -> tuple[dict[str, nn.Module], list[LayerPlan]]:
-        """Return the layers in the order of execution; those that were not reached come last."""
-        names = module_names(self._model)
-        listed = {n[0]: (module, n[1:]) for module, n in names.items() if self._is_listed(module, n[0])}
-        order = [name for name in self._calls if name in listed]
-        order += [name for name in listed if name not in self._calls]
-        layers = [
-            LayerPlan(
-                name=name,
-                type=type(listed[name][0]).__name__,
-                precision=self._region,
-                weight=None,
-                input=None,
-                reason="",
-                float=self._region,
-                weighted=_is_weighted(listed[name][0]),
-                aliases=tuple(listed[name][1]),
-            )
-            for name in order
-        ]
-        return {name: listed[name][0] for name in order}, layers
-
-    def _is_listed(self, module: nn.Module, name: str) -> bool:
-        if is_layer(module):
-            return not Node(0, Kind.LAYER, name, "", "", 0, (), (), True, module).reshapes
-        return not any(True for _ in module.children()) and type(module).forward is not nn.Module.forward
-
-    def _find_operations(self) -> tuple[OperationPlan, ...]:
-        found: dict[str, OperationPlan] = {}
-        for node in self._graph.nodes if self._graph is not None else ():
-            if node.kind is Kind.OPERATION and node.floating and not node.passes and node.owner not in self._modules:
-                found.setdefault(
-                    node.name, OperationPlan(node.name, node.owner, node.op, node.ordinal, self._region, "float")
-                )
-        return tuple(found.values())
 
     def _rule_of(self, name: str) -> tuple[PrecisionRule | None, str]:
         index = self._matches.get(name)
@@ -296,19 +225,15 @@ class _Planner:
             return f"tiny: {max(filter(None, macs), default=0)} multiply-adds per sample, INT8 would only cost"
         return None
 
-    def _folds(self, choices: Mapping[str, _Choice]) -> list[Fold]:
+    def _folds(self, choices: Mapping[str, _Choice]) -> tuple[list[Fold], dict[str, str]]:
+        """Return the BatchNorms to fold, and why the other ones are not."""
         shared = frozenset(layer.name for layer in self._layers if layer.aliases)
-        if self._graph is None:
-            folds = folds_in_sequentials(self._model)
-        else:
-            folds, _ = find_folds(self._graph, shared)
-        return [fold for fold in folds if self._may_fold(fold, choices)]
-
-    def _may_fold(self, fold: Fold, choices: Mapping[str, _Choice]) -> bool:
-        """Whether no rule wants the BatchNorm in another precision than its layer has."""
-        return fold.batchnorm not in self._matches or (
-            choices[fold.batchnorm].precision is self._float_of(fold.layer, choices)
-        )
+        folds, refused = folds_in_sequentials(self._model) if self._graph is None else find_folds(self._graph, shared)
+        for fold in folds:
+            own = choices[fold.batchnorm].precision
+            if fold.batchnorm in self._matches and own is not self._float_of(fold.layer, choices):
+                refused[fold.batchnorm] = f"a rule gives it another precision than {fold.layer} has"
+        return [fold for fold in folds if fold.batchnorm not in refused], refused
 
     def _float_of(self, name: str, choices: Mapping[str, _Choice]) -> Precision:
         precision = choices[name].precision
@@ -405,23 +330,3 @@ def region_precision(section: QuantizeSection) -> Precision:
     if section.precision.is_float and "float" not in section.model_fields_set:
         return section.precision
     return section.float
-
-
-def _calls(graph: Graph | None) -> dict[str, list[Node]]:
-    calls: dict[str, list[Node]] = {}
-    for node in graph.nodes if graph is not None else ():
-        if node.kind is Kind.LAYER:
-            calls.setdefault(node.name, []).append(node)
-        elif node.kind is Kind.OPERATION:
-            calls.setdefault(node.owner, [])
-    return calls
-
-
-def _is_weighted(module: nn.Module) -> bool:
-    if type(module) in LAYERS:
-        return any(operand.role == "weight" for operand in operands(module))
-    return isinstance(module, _WEIGHTED)
-
-
-def _peak(tensor: Tensor) -> float:
-    return float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0

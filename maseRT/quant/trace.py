@@ -103,7 +103,7 @@ class Node:
     def reshapes(self) -> bool:
         """It hands on the values that it reads, only arranged in another way."""
         if self.kind is Kind.LAYER:
-            return isinstance(self.module, _RESHAPING_LAYERS)
+            return self.module is not None and is_reshaping(self.module)
         return self.kind is Kind.OPERATION and self.op in RESHAPING
 
     @property
@@ -176,6 +176,11 @@ def is_layer(module: nn.Module) -> bool:
     if type(module) in LAYERS or parametrize.is_parametrized(module):
         return True
     return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _COMPOSITES)
+
+
+def is_reshaping(layer: nn.Module) -> bool:
+    """Whether a layer hands on the values that it reads, at least in eval mode, only arranged in another way."""
+    return isinstance(layer, _RESHAPING_LAYERS)
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:

@@ -230,17 +230,20 @@ def test_a_rule_quantizes_any_pool() -> None:
 
 
 @pytest.mark.parametrize(
-    "function",
+    ("function", "reason"),
     [
-        lambda net, x: net.bn(F.relu(net.a(x))),
-        lambda net, x: net.bn(net.a(x)) + net.bn(net.b(x)),
-        lambda net, x: net.bn(y := net.a(x)) + y,
-        lambda net, x: net.bn(x),
+        (lambda net, x: net.bn(F.relu(net.a(x))), "does not follow a layer"),
+        (lambda net, x: net.bn(net.act(net.a(x))), "follows a ReLU"),
+        (lambda net, x: net.bn(net.a(x)) + net.bn(net.b(x)), "used more than once"),
+        (lambda net, x: net.bn(y := net.a(x)) + y, "reads the output of a too"),
+        (lambda net, x: net.bn(x), "does not follow a layer"),
     ],
 )
-def test_batchnorms_that_are_not_folded(function: object) -> None:
-    plan = planned(Body(function, bn=nn.BatchNorm2d(8)))
+def test_batchnorms_that_are_not_folded(function: object, reason: str) -> None:
+    plan = planned(Body(function, bn=nn.BatchNorm2d(8), act=nn.ReLU()))
     assert plan.folds == ()
+    assert "not folded: " in plan.of("bn").reason
+    assert reason in plan.of("bn").reason
     assert plan.of("bn").precision is Precision.FP32
 
 
