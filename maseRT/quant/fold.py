@@ -6,22 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from maseRT.errors import UsageError
+from maseRT.quant.layers import LAYERS
 
-FOLDABLE = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def fold_refusal(layer: nn.Module, batchnorm: nn.Module) -> str | None:
     """Say why a BatchNorm cannot become part of a layer whose output it reads, or None when it can."""
-    if type(layer) not in FOLDABLE:
+    kind = LAYERS.get(type(layer))
+    if kind is None or not kind.folds_batchnorm:
         return f"it follows a {type(layer).__name__}"
     if not isinstance(batchnorm, BATCHNORMS) or batchnorm.running_mean is None or batchnorm.running_var is None:
         return "it has no running statistics"

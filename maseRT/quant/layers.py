@@ -40,20 +40,22 @@ class LayerKind:
     Attributes:
         twin: the class that a layer of this type takes on.
         operands: the quantized tensors of a given layer, inputs first.
+        folds_batchnorm: a BatchNorm behind it can become part of its weight and bias.
     """
 
     twin: type[nn.Module]
     operands: Callable[[nn.Module], tuple[Operand, ...]]
+    folds_batchnorm: bool = False
 
 
 LAYERS: dict[type[nn.Module], LayerKind] = {
-    nn.Linear: LayerKind(QuantLinear, weighted),
-    nn.Conv1d: LayerKind(QuantConv1d, weighted),
-    nn.Conv2d: LayerKind(QuantConv2d, weighted),
-    nn.Conv3d: LayerKind(QuantConv3d, weighted),
-    nn.ConvTranspose1d: LayerKind(QuantConvTranspose1d, transposed),
-    nn.ConvTranspose2d: LayerKind(QuantConvTranspose2d, transposed),
-    nn.ConvTranspose3d: LayerKind(QuantConvTranspose3d, transposed),
+    nn.Linear: LayerKind(QuantLinear, weighted, folds_batchnorm=True),
+    nn.Conv1d: LayerKind(QuantConv1d, weighted, folds_batchnorm=True),
+    nn.Conv2d: LayerKind(QuantConv2d, weighted, folds_batchnorm=True),
+    nn.Conv3d: LayerKind(QuantConv3d, weighted, folds_batchnorm=True),
+    nn.ConvTranspose1d: LayerKind(QuantConvTranspose1d, transposed, folds_batchnorm=True),
+    nn.ConvTranspose2d: LayerKind(QuantConvTranspose2d, transposed, folds_batchnorm=True),
+    nn.ConvTranspose3d: LayerKind(QuantConvTranspose3d, transposed, folds_batchnorm=True),
     nn.MaxPool1d: LayerKind(pooling.QuantMaxPool1d, pooling.pooled),
     nn.MaxPool2d: LayerKind(pooling.QuantMaxPool2d, pooling.pooled),
     nn.MaxPool3d: LayerKind(pooling.QuantMaxPool3d, pooling.pooled),
@@ -79,6 +81,7 @@ def register(
     *,
     inputs: Sequence[str] = ("input",),
     weights: Mapping[str, int | None] | None = None,
+    folds_batchnorm: bool = False,
 ) -> None:
     """Add a layer type of your own to the table.
 
@@ -88,16 +91,24 @@ def register(
             constructor of its own: layers turn into twins by changing their class.
         inputs: names of the quantized activations, one scale each.
         weights: the quantized parameters, each with the axis of its output channels, or None for a single scale.
+        folds_batchnorm: for a subclass of a linear or convolution layer: a BatchNorm behind it may become part of its
+            weight and bias. True only where the output is linear in these two, as it is in the base class.
 
     Raises:
-        UsageError: the twin is not a subclass of the layer, or the type is in the table already.
+        UsageError: the twin is not a subclass of the layer, the type is in the table already, or BatchNorm is to
+            become part of a type that is no linear or convolution layer.
     """
     if not (isinstance(twin, type) and issubclass(twin, layer)) or twin is layer:
         raise UsageError(f"{twin} is not a subclass of {layer.__name__}", where="quant.register")
     if layer in LAYERS:
         raise UsageError(f"{layer.__name__} is in the table already", where="quant.register")
+    if folds_batchnorm and not any(kind.folds_batchnorm for base, kind in LAYERS.items() if issubclass(layer, base)):
+        raise UsageError(
+            f"no BatchNorm can become part of {layer.__name__}: it is no linear or convolution layer",
+            where="quant.register",
+        )
     operands = (*map(Operand, inputs), *(weight_operand(path, axis) for path, axis in (weights or {}).items()))
-    LAYERS[layer] = LayerKind(twin, lambda layer: operands)
+    LAYERS[layer] = LayerKind(twin, lambda layer: operands, folds_batchnorm)
 
 
 def operands(layer: nn.Module) -> tuple[Operand, ...]:

@@ -1,11 +1,17 @@
 """Folding: a layer and its BatchNorm become one layer that computes the same."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from placement_nets import lively
-from torch import nn
+import torch.nn.functional as F
+from placement_nets import lively, planned
+from torch import Tensor, nn
 
 from maseRT.errors import UsageError
+from maseRT.plan import Fold
+from maseRT.precision import Precision
+from maseRT.quant import LAYERS, quantize_model, quantizers_off, register
 from maseRT.quant.fold import fold_batchnorm, fold_refusal, folded
 
 CASES = [
@@ -60,3 +66,40 @@ def test_what_cannot_be_folded(layer: nn.Module, batchnorm: nn.Module, reason: s
     assert reason in str(fold_refusal(layer, batchnorm))
     with pytest.raises(UsageError, match="cannot be folded"):
         fold_batchnorm(nn.Sequential(layer, batchnorm), "0", "1")
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution of one's own that pads on one side only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias)
+
+
+class QuantPaddedConv2d(PaddedConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.input_quantizer(F.pad(x, (0, 1, 0, 1)))
+        return F.conv2d(x, self.weight_quantizer(self.weight), self.bias)
+
+
+class PaddedNet(nn.Sequential):
+    input_shape = (3, 8, 8)
+
+
+@pytest.fixture
+def _table() -> Iterator[None]:
+    yield
+    LAYERS.pop(PaddedConv2d, None)
+
+
+@pytest.mark.parametrize("folds", [True, False])
+@pytest.mark.usefixtures("_table")
+def test_a_layer_of_ones_own_says_whether_it_folds(folds: bool) -> None:
+    register(PaddedConv2d, QuantPaddedConv2d, weights={"weight": 0}, folds_batchnorm=folds)
+    net = lively(PaddedNet(PaddedConv2d(3, 8, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU()))
+    x = torch.randn(4, *PaddedNet.input_shape)
+    wanted, plan = net(x), planned(net)
+    assert plan.of("0").precision is Precision.INT8
+    assert plan.folds == ((Fold("0", "1"),) if folds else ())
+    quantize_model(net, plan)
+    with quantizers_off(net):
+        torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)

@@ -392,6 +392,10 @@ class TestRegister:
         with pytest.raises(UsageError, match="subclass"):
             register(GatedLinear, twin)
 
+    def test_only_linear_layers_and_convolutions_fold_a_batchnorm(self) -> None:
+        with pytest.raises(UsageError, match="GatedLinear: it is no linear"):
+            register(GatedLinear, QuantGatedLinear, weights={"value": 0}, folds_batchnorm=True)
+
     def test_a_type_is_registered_once(self) -> None:
         with pytest.raises(UsageError, match="already"):
             register(nn.Linear, LAYERS[nn.Linear].twin)
