@@ -1,0 +1,144 @@
+"""Results -> the console's table, and a section of a Markdown file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+BEGIN = "<!-- verify_models: begin -->"
+END = "<!-- verify_models: end -->"
+HEADER = (
+    "case",
+    "float",
+    "PTQ",
+    "QAT",
+    "ORT",
+    "INT8 layers",
+    "checker",
+    "engine",
+    "ORT off: error",
+    "samples <= 1e-4",
+    "torch again",
+    "ORT on: SQNR",
+    "labels",
+    "layer steps off/on",
+    "verdict",
+)
+METHOD = """\
+Every case is a config that goes through the ordinary steps: training (or a checkpoint), quantize, calibrate, finetune,
+export, build-engine (tensorrt-rtx, ahead of time for compute capability 8.9), analyze. Written by
+`scripts/verify_models.py`.
+
+- float, PTQ, QAT, ORT: accuracy on the test split of the float model, after calibration alone, after fine-tuning, and
+  of the exported file in ONNX Runtime. For EfficientNet-lite0 see its agreement with FP32 below: accuracies on
+  photographs are no ImageNet accuracies.
+- ORT off, ORT on: the exported file in ONNX Runtime without and with its graph optimizations, against the
+  fake-quantized model in torch. The error is the largest difference of any logit in units of the largest one; next to
+  it stands the share of samples within 1e-4, and what the fake-quantized model differs from itself when torch adds up
+  in another order (its plain convolution kernels instead of oneDNN's). A sum that differs in its last bit can round to
+  the next INT8 step; such a sample then differs by a step whatever computes it.
+- layer steps: INT8 layers exported one by one and fed with what they see in the network: the largest difference to
+  torch in units of 1/127 of the layer's largest output, without and with optimizations. One step is allowed.
+- verdict: ok when the checker accepts both files, the engine is built, every layer agrees within a step, logits agree
+  at 30 dB and 99 % of the labels with optimizations on, and, where all that is not INT8 is FP32, within 1e-4 with
+  optimizations off. "steps" in its place: all of that, but single samples are off by a rounding, as torch is from
+  itself.
+"""
+
+
+def cells(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return one case as text, under `HEADER`."""
+    if "why" in result:
+        return (name, *("" for _ in HEADER[2:]), f"{result['status']}: {result['why']}")
+    accuracy, off, on = result["accuracy"], result["onnxruntime"]["disabled"], result["onnxruntime"]["all"]
+    ort = next((v for key, v in accuracy.items() if key.startswith("onnxruntime-") and key != "onnxruntime-fp32"), None)
+    qat = next((v for key, v in accuracy.items() if key.startswith("torch-")), None)
+    layers = result["layers"]
+    steps = [max((layer[f"steps_{level}"] for layer in layers), default=None) for level in ("disabled", "all")]
+    return (
+        name,
+        *map(_percent, (accuracy["float"], accuracy["ptq"], qat, ort)),
+        f"{result['plan']['int8']}/{result['plan']['layers']}",
+        "ok" if result["checker"] else "fails",
+        f"{result['engine']['bytes'] / 1e6:.2f} MB" if result["engine"] else "not built",
+        f"{off['relative_error']:.1e}",
+        _percent(off["share_exact"]),
+        f"{result['torch_again']['relative_error']:.1e}, {_percent(result['torch_again']['share_exact'])}",
+        "equal" if on["sqnr_db"] is None else f"{on['sqnr_db']:.0f} dB",
+        _percent(on["label_agreement"]),
+        "-" if steps[0] is None else f"{steps[0]:.2g} / {steps[1]:.2g}",
+        result["verdict"],
+    )
+
+
+def console(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table with aligned columns."""
+    rows = [HEADER, *(cells(name, result) for name, result in results.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    )
+
+
+def markdown(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
+    """Return the section."""
+    lines = ["## Models and data", "", *METHOD.splitlines(), "", f"Measured on: {machine}.", "", _row(HEADER)]
+    lines += [_row(["---", *("---:" for _ in HEADER[1:])])]
+    lines += [_row(cells(name, result)) for name, result in results.items()]
+    done = {name: result for name, result in results.items() if "why" not in result}
+    lines += ["", "What the cases are, and what quantization itself costs (logits of the INT8 model against FP32):", ""]
+    for name, result in done.items():
+        cost = result["quantization"]
+        sqnr = "equal" if cost["sqnr_db"] is None else f"{cost['sqnr_db']:.1f} dB"
+        lines.append(
+            f"- {name}: {result['shown']}. {_percent(cost['label_agreement'])} of {cost['samples']} labels as FP32, "
+            f"{sqnr}; {result['plan']['folded']} BatchNorms folded; the engine's layers: {_layers(result['engine'])}"
+        )
+        lines += [f"    - plan: {note}" for note in result["plan"]["notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def update_docs(path: Path, section: str) -> None:
+    """Replace the section between the marks, or append one."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else "# Verification\n"
+    marked = f"{BEGIN}\n{section}{END}\n"
+    if BEGIN in text:
+        before, _, rest = text.partition(BEGIN)
+        text = before + marked + rest.partition(END)[2].lstrip("\n")
+    else:
+        text = f"{text.rstrip()}\n\n{marked}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def verdict(result: Mapping[str, Any], *, exact: bool) -> str:
+    """Return "ok", "steps", or what is wrong; see `METHOD`."""
+    off, on = result["onnxruntime"]["disabled"], result["onnxruntime"]["all"]
+    wrong = []
+    if not result["checker"]:
+        wrong.append("checker")
+    if not result["engine"]:
+        wrong.append("no engine")
+    if (on["sqnr_db"] is not None and on["sqnr_db"] < 30) or on["label_agreement"] < 0.99:
+        wrong.append("ORT on")
+    for level in ("disabled", "all"):
+        off_by = [layer["layer"] for layer in result["layers"] if layer[f"steps_{level}"] > 1]
+        wrong += [f"layer {name} ({level})" for name in off_by]
+    if wrong:
+        return "; ".join(wrong)
+    return "steps" if exact and off["relative_error"] > 1e-4 else "ok"
+
+
+def _layers(engine: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{count} {precision}" for precision, count in engine["precisions"].items() if count)
+    return f"{counts or 'not observed'}, {engine['converts_only']} of {engine['layers']} only convert"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
