@@ -22,7 +22,8 @@ from maseRT.quant.operations import joined
 from maseRT.quant.trace import Graph, Kind, Node
 
 TINY_MACS = 1 << 14
-"""Multiply-adds per sample below which a matrix product stays float: its kernel ends before a Q kernel would pay."""
+"""Multiply-adds per sample below which a matrix product stays float: launching a Q kernel costs more than its INT8
+kernel saves. An order of magnitude (a 128x128 layer), not a measured limit; rules override it."""
 
 MAX_POOLS = (
     nn.MaxPool1d,
@@ -157,7 +158,8 @@ class Placer:
       reshape and pool, but keeps a pool in float whose own Q/DQ pair a reshape parts from the next one. An average pool
       is INT8 between INT8 layers, with a range of its own. Pools over the whole image stay float.
     * Quantized readers of one tensor share one range, so that TensorRT sees one Q/DQ pair.
-    * Adds behind linear layers stay float: TensorRT's GEMM kernels take no INT8 addend.
+    * Adds behind linear layers stay float: the sum goes on as a float residual stream into a LayerNorm, and rounding it
+      to INT8 in between would only cost. (Not measured.)
 
     Args:
         graph: the recorded dataflow.
