@@ -18,6 +18,7 @@ from maseRT.onnxrt.completion import (
     use_global_pools,
 )
 from maseRT.onnxrt.graph import Graph
+from maseRT.onnxrt.pads import absorb_pads
 from maseRT.onnxrt.unsigned import make_unsigned
 from maseRT.onnxrt.weights import round_float_weights, store_weights_as_int8, transpose_weights
 
@@ -96,6 +97,7 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
     """
     graph = Graph(onnx.shape_inference.infer_shapes(model))
     pools = use_global_pools(graph)
+    absorb_pads(graph)
     graph = Graph(graph.finish())
     tensors = incomplete_tensors(graph)
     unknown = [entry.tensor for entry in tensors if entry.like is None]

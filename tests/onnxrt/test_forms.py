@@ -5,70 +5,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exported import Exported
 from onnx import numpy_helper
 from torch import nn
 
-from maseRT.config import ModelSection, QuantizeSection
+from maseRT.config import ModelSection
 from maseRT.models import build_model
-from maseRT.onnx_export import export_onnx
-from maseRT.onnxrt.forms import cpu_form, symmetric_form
+from maseRT.onnxrt.forms import symmetric_form
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import SessionSettings
 from maseRT.onnxrt.ranges import measure_ranges
-from maseRT.quant import make_plan, quantize_model
-from maseRT.quant.calibrators import Method, amax_from_histograms
-from maseRT.quant.observe import load_amax, observe
 from maseRT.runtimes.onnxruntime import OnnxRuntime
 
 SETTINGS = SessionSettings(threads=1)
-
-
-class Exported:
-    """A model with random weights, quantized, calibrated and exported, and what torch computes of it."""
-
-    def __init__(self, folder, model, shape, **options):
-        generator = torch.Generator().manual_seed(7)
-        self.inputs = torch.randn(24, *shape, generator=generator)
-        _settle_batchnorms(model, self.inputs)
-        with torch.inference_mode():
-            self.float = model(self.inputs).numpy()
-        plan = make_plan(model, self.inputs[:2], QuantizeSection(**options), model_name="model")
-        quantize_model(model, plan)
-        with torch.inference_mode(), observe(model) as histograms:
-            model(self.inputs[:16])
-        load_amax(model, amax_from_histograms(histograms, lambda name: Method("max")))
-        with torch.inference_mode():
-            self.quantized = model(self.inputs).numpy()
-        self.folder = folder
-        path = folder / "model.onnx"
-        export_onnx(model, self.inputs[:2], path, opset=20)
-        self.onnx = onnx.load(path)
-
-    def feeds(self):
-        return [{"input": self.inputs[:16].numpy()}]
-
-    def cpu(self):
-        """Return the form's file and what is told about it."""
-        model, form = cpu_form(self.onnx, lambda m, names: measure_ranges(m, names, self.feeds(), threads=1))
-        onnx.checker.check_model(model, full_check=True)
-        path = self.folder / "cpu.onnx"
-        onnx.save(model, path)
-        return path, form
-
-    def infer(self, path):
-        with OnnxRuntime().open(path, threads=1) as session:
-            return session.infer({"input": self.inputs.numpy()})["output"]
-
-
-def _settle_batchnorms(model, inputs):
-    model.train()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = None
-        model(inputs[:16])
-    model.eval()
 
 
 def error(found, expected):
@@ -262,6 +212,17 @@ def test_clips_disappear_even_where_the_range_ends_a_rounding_above_them(tmp_pat
             )
     path, _ = exported.cpu()
     assert "Clip" not in kernels_of(path, "cpu", SETTINGS).operators
+
+
+def test_padding_outside_the_convolution_moves_into_it(tmp_path):
+    """TensorFlow's "same" padding at stride 2 is uneven: models ported from there pad by a layer of its own."""
+    uneven = [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU6()]
+    exported = odd(tmp_path, nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU6(), *uneven), 128)
+    path, _ = exported.cpu()
+    operators = kernels_of(path, "cpu", SETTINGS).operators
+    assert "Pad" not in operators
+    assert operators["QLinearConv"] == 2
+    assert error(exported.infer(path), exported.float) < 1.2 * error(exported.quantized, exported.float) + 0.002
 
 
 def test_ranges_are_those_of_the_data(tmp_path):
