@@ -206,7 +206,7 @@ class _Planner:
         return self._cost(layer, module) if self._placed else None
 
     def _refusal(self, module: nn.Module) -> str | None:
-        if type(module) not in LAYERS:
+        if not isinstance(module, tuple(LAYERS)):
             return f"a {type(module).__name__} has no quantized form"
         return refusal(module) or self._backend.refusal(module)
 

@@ -172,9 +172,16 @@ class Graph:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is one node: a type of the table, a layer of torch.nn, or one whose weight is computed."""
+    """Whether a module is one node.
+
+    That is a type of the table, a layer of torch.nn, one whose weight is computed, or a subclass of a type of the table
+    with code of its own, as long as no other such layer is inside (a padding may be).
+    """
     if type(module) in LAYERS or parametrize.is_parametrized(module):
         return True
+    known = tuple(LAYERS)
+    if isinstance(module, known):
+        return not any(isinstance(part, known) for part in module.modules() if part is not module)
     return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _COMPOSITES)
 
 

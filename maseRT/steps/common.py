@@ -13,6 +13,7 @@ from maseRT.checkpoints import load_tensors, save_tensors
 from maseRT.data import Splits, check_data, load_data, loader
 from maseRT.errors import StepError
 from maseRT.evaluate import Metrics, evaluate_module
+from maseRT.factories import load_module
 from maseRT.learning import set_up_torch
 from maseRT.models import Checkpoint, build_model, check_model, load_checkpoint, load_weights
 from maseRT.plan import Plan
@@ -48,13 +49,15 @@ class Setting:
 
 
 def set_up(context: Context) -> Setting:
-    """Seed torch, load the data, build the model, and check that they fit.
+    """Seed torch, import the plug-ins, load the data, build the model, and check that they fit.
 
     Raises:
-        UsageError: the data or the model cannot be used; says why.
+        UsageError: a plug-in, the data or the model cannot be used; says why.
     """
     config = context.config
     set_up_torch(seed=config.run.seed, threads=context.threads)
+    for plugin in config.quantize.plugins if config.quantize else ():
+        load_module(plugin, where=f"[quantize] plugins, '{plugin}'")
     splits = load_data(config.data, seed=config.run.seed)
     model = build_model(config.model, num_classes=splits.num_classes, input_shape=splits.input_shape)
     sample = next(iter(loader(splits.train, batch_size=2)))[0]

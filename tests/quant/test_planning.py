@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maseRT.errors import UsageError
 from maseRT.plan import INPUT, Plan
 from maseRT.precision import Precision, QuantSpec
+from maseRT.quant import quantize_model
 
 FP32, FP16, BF16, INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
 
@@ -123,7 +124,7 @@ def test_layers_with_computed_weights_say_why_they_stay_float() -> None:
 
     plan = planned(Net().eval())
     assert plan.of("a").precision is plan.of("b").precision is FP32
-    assert "ParametrizedConv2d has no quantized form" in plan.of("a").reason
+    assert "its parameters are parametrized" in plan.of("a").reason
     assert "spectral_norm" in plan.of("b").reason
     assert plan.of("c").precision is INT8
 
@@ -230,3 +231,53 @@ def test_what_has_no_bf16_form_stays_fp32() -> None:
     assert plan.of("fc").float is plan.of("relu").float is BF16
     with pytest.raises(UsageError, match="asks for bf16: conv1 cannot take it"):
         planned(ResNet().eval(), rules=[{"type": "Conv2d", "precision": "bf16"}])
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution of one's own that has its padding inside."""
+
+    def __init__(self, *args: int) -> None:
+        super().__init__(*args)
+        self.padded = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.padded(x), self.weight, self.bias)
+
+
+class SameNet(nn.Sequential):
+    input_shape = (3, 8, 8)
+
+
+def test_a_convolution_of_ones_own_is_one_layer_that_says_why_it_stays_float() -> None:
+    net = SameNet(SameConv2d(3, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    plan = planned(net, rules=[{"first": 1, "precision": "fp32"}])
+    assert [layer.name for layer in plan.layers] == ["0", "1", "2"]
+    assert plan.of("0").reason.startswith("rule 1")
+    assert "SameConv2d is a Conv2d with code of its own" in planned(net).of("0").reason
+    assert plan.operations == ()
+
+
+def test_a_convolution_of_ones_own_takes_a_float_precision() -> None:
+    net = SameNet(SameConv2d(3, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    x = torch.randn(2, *SameNet.input_shape)
+    wanted, plan = net(x), planned(net, precision="fp32", rules=[{"type": "SameConv2d", "precision": "fp16"}])
+    quantize_model(net, plan)
+    assert net[0].weight.dtype is torch.float16
+    assert 0 < (net(x) - wanted).abs().max() < 1e-2
+
+
+def test_a_layer_with_layers_inside_is_not_one() -> None:
+    class Adapted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(16, 64)
+            self.down, self.up = nn.Linear(16, 4), nn.Linear(4, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight, self.bias) + self.up(self.down(x))
+
+    class Net(nn.Sequential):
+        input_shape = (16,)
+
+    plan = planned(Net(Adapted()).eval())
+    assert [layer.name for layer in plan.layers] == ["0.down", "0.up"]
+    assert "0.linear" in [operation.name for operation in plan.operations]

@@ -8,6 +8,7 @@ import pytest
 from projects import Project, new_project
 
 from maseRT.errors import StepError, UsageError
+from maseRT.quant import LAYERS
 from maseRT.records import read_record, sha256
 
 ORDER = ["train", "quantize", "calibrate", "finetune", "export", "analyze"]
@@ -209,3 +210,41 @@ def test_calibration_compares_every_method_on_validation(pristine):
     best = calibration["methods"][calibration["best"]]["validation"]
     assert best["accuracy"] == max(entry["validation"]["accuracy"] for entry in calibration["methods"].values())
     assert all(entry["sqnr_db"] for entry in calibration["methods"].values())
+
+
+OWN_LAYERS = """
+from torch import nn
+class Own(nn.Conv2d):
+    pass
+def make():
+    return nn.Sequential(Own(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
+"""
+OWN_TWIN = """
+from own_layers import Own
+from torch import nn
+from maseRT.quant import LAYERS, register
+class QuantOwn(LAYERS[nn.Conv2d].twin, Own):
+    pass
+register(Own, QuantOwn, weights={"weight": 0}, folds_batchnorm=True)
+"""
+
+
+def test_plug_ins_are_imported_before_the_plan_is_made(empty, monkeypatch):
+    monkeypatch.chdir(empty.folder)
+    (empty.folder / "own_layers.py").write_text(OWN_LAYERS)
+    (empty.folder / "own_twin.py").write_text(OWN_TWIN)
+    before = dict(LAYERS)
+    try:
+        done = empty.transform("model.name=own_layers:make", "quantize.plugins=['own_twin']", last="export")
+    finally:
+        LAYERS.clear()
+        LAYERS.update(before)
+    assert done["quantize"].summary["layers"] == {"fp32": 1, "int8": 1}  # the Linear is tiny
+    assert done["quantize"].summary["folded"] == 1
+    assert done["export"].summary["qdq_pairs"] == 2
+
+
+def test_a_plug_in_that_is_not_there_is_a_mistake_of_the_config(empty):
+    with pytest.raises(UsageError, match=r"own_twins.*no module") as error:
+        empty.transform("quantize.plugins=['own_twins']", last="train")
+    assert "[quantize] plugins" in error.value.where
