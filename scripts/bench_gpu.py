@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from gpu_bench.jobs import JOBS, PRECISIONS, Job, Options, job_from_text  # noqa: E402
+from gpu_bench.jobs import JOBS, Job, Options, job_from_text  # noqa: E402
 from gpu_bench.report import update_docs  # noqa: E402
 
 RESERVE_SECONDS = 20
@@ -50,13 +50,19 @@ def main() -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="without a GPU: build with tensorrt-rtx, time on the CPU"
     )
+    parser.add_argument("--free", action="store_true", help="measure INT8 engines whose float types TensorRT 8 chose")
     parser.add_argument("--settle", help=argparse.SUPPRESS)  # these three are how the script calls itself
     parser.add_argument("--prepare", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=float("inf"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     options = Options(
-        arguments.work.resolve(), arguments.out.resolve(), arguments.dry_run, arguments.blocks, arguments.deadline
+        arguments.work.resolve(),
+        arguments.out.resolve(),
+        arguments.dry_run,
+        arguments.blocks,
+        arguments.deadline,
+        arguments.free,
     )
     if arguments.settle:
         from gpu_bench.prepare import settle
@@ -87,8 +93,8 @@ def run(arguments: argparse.Namespace, options: Options) -> None:
         if job not in todo:
             print(f"{job}: already complete", flush=True)
     call = [sys.executable, __file__, "--out", options.out, "--work", options.work, "--blocks", str(options.blocks)]
-    call += ["--dry-run"] if options.dry_run else []
-    prepare_all(call, todo)
+    call += [flag for flag, on in (("--dry-run", options.dry_run), ("--free", options.free)) if on]
+    prepare_all(call, todo, options)
     for job in todo:
         if time.time() > deadline:
             print(f"{job}: not begun, out of time", flush=True)
@@ -103,13 +109,13 @@ def run(arguments: argparse.Namespace, options: Options) -> None:
         print_job(str(job), results.get(str(job), {}))
 
 
-def prepare_all(call: list[object], jobs: list[Job]) -> None:
+def prepare_all(call: list[object], jobs: list[Job], options: Options) -> None:
     """Make checkpoints, data and ONNX files of all jobs, several at a time: only builds and timings need quiet."""
     models = list({job.model: job for job in jobs}.values())
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
         start = time.time()
         list(pool.map(lambda job: quietly([*call, "--settle", str(job)]), models))
-        pairs = [f"{job}/{precision}" for job in models for precision in PRECISIONS]
+        pairs = [f"{job}/{precision}" for job in models for precision in options.precisions]
         list(pool.map(lambda pair: quietly([*call, "--prepare", pair]), pairs))
         print(f"prepared {len(models)} models in {time.time() - start:.0f} s", flush=True)
 

@@ -8,6 +8,9 @@ from pathlib import Path
 PRECISIONS = ("int8", "fp16", "fp32")
 """The order in which engines are built: what matters most comes first."""
 
+FREE = "int8-free"
+"""An experiment: an FP32 file with Q/DQ pairs, whose floating-point layers TensorRT 8 may run in FP16 as it likes."""
+
 SHAPES = {"vgg7": (3, 32, 32), "jsc-toy": (16,), "transformer-classifier": (1, 8, 8)}
 CLASSES = {"vgg7": 10, "jsc-toy": 5, "transformer-classifier": 10}
 
@@ -61,6 +64,7 @@ class Options:
 
     Attributes:
         deadline: seconds since the epoch after which what is optional is left out.
+        free: measure `FREE`, too.
     """
 
     work: Path
@@ -68,6 +72,11 @@ class Options:
     dry_run: bool
     blocks: int
     deadline: float
+    free: bool = False
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return (*PRECISIONS, FREE) if self.free else PRECISIONS
 
     @property
     def results(self) -> Path:

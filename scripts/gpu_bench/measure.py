@@ -8,7 +8,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from gpu_bench.jobs import PRECISIONS, Job, Options
+from gpu_bench.jobs import FREE, Job, Options
 from gpu_bench.prepare import float_model, open_run
 from maseRT.agreement import agreement
 from maseRT.energy import measure_energy, measure_idle, open_meter
@@ -28,6 +28,7 @@ from maseRT.onnx_export import INPUT, OUTPUT
 from maseRT.records import dependency_versions
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Bound, Session
+from maseRT.runtimes.trt import build as build_module
 from maseRT.steps.table import STEPS
 from maseRT.workspace import Workspace, read_json, write_json
 
@@ -110,7 +111,7 @@ def build_all(job: Job, options: Options, result: dict[str, Any], save: Callable
     caches = {path.name: path.stat().st_size for path in options.timing.glob("*.cache")}
     result["timing_caches_before"] = caches
     engines = {}
-    for precision in PRECISIONS:
+    for precision in options.precisions:
         if precision == "fp32" and options.deadline - time.time() < FP32_ENGINE_SECONDS:
             result["builds"][precision] = {"error": "left out: out of time"}
             continue
@@ -120,7 +121,8 @@ def build_all(job: Job, options: Options, result: dict[str, Any], save: Callable
         try:
             # A cached engine of an earlier call counts as none: the build is timed.
             run = open_run(job, precision, options, force=True)
-            outcome = run.single(STEPS["build-engine"])
+            with free_types() if precision == FREE else nullcontext():
+                outcome = run.single(STEPS["build-engine"])
             build |= {key: outcome.summary[key] for key in ("build_seconds", "bytes", "notes", "version")}
             build["step_seconds"] = outcome.seconds
             if precision == "int8" and not options.dry_run:
@@ -132,6 +134,23 @@ def build_all(job: Job, options: Options, result: dict[str, Any], save: Callable
             print(f"{job} {precision}: {error}", flush=True)
         save()
     return engines
+
+
+@contextmanager
+def free_types() -> Any:
+    """Let a weakly typed builder choose FP16 for whatever is not INT8."""
+
+    def allow(trt: Any, network: Any, config: Any, onnx: Any) -> list[str]:
+        for flag in (trt.BuilderFlag.INT8, trt.BuilderFlag.FP16):
+            config.set_flag(flag)
+        return []
+
+    told = build_module._set_types
+    build_module._set_types = allow
+    try:
+        yield
+    finally:
+        build_module._set_types = told
 
 
 def precision_counts(workspace: Workspace) -> dict[str, int]:
@@ -191,6 +210,7 @@ def make_rows(job: Job, options: Options, engines: dict[str, Workspace]) -> list
         Row("onnxruntime fp16", onnx("fp16")),
         *(Row(f"tensorrt {precision}", engine(precision)) for precision in ("fp32", "fp16", "int8")),
         Row("tensorrt int8, no CUDA graph", engine("int8", cuda_graph=False), energy=False),
+        *([Row("tensorrt int8, types left to it", engine(FREE), energy=False)] if options.free else []),
     ]
     return rows
 

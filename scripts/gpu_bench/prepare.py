@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gpu_bench.jobs import Job, Options
+from gpu_bench.jobs import FREE, Job, Options
 from maseRT.config import ModelSection, load_config
 from maseRT.models import build_model
 from maseRT.progress import Silent
@@ -62,6 +62,8 @@ def open_run(job: Job, precision: str, options: Options, *, force: bool = False)
 
 
 def config_text(job: Job, precision: str, options: Options) -> str:
+    floats = "fp32" if precision in ("fp32", FREE) else "fp16"
+    sources = "tactic_sources = []" if precision == FREE else ""
     return f"""
 [run]
 device = "cpu"
@@ -75,8 +77,8 @@ name = "npz"
 path = "{options.data(job)}"
 batch_size = 64
 [quantize]
-precision = "{precision}"
-float = "{"fp32" if precision == "fp32" else "fp16"}"
+precision = "{precision.removesuffix("-free")}"
+float = "{floats}"
 [calibrate]
 batches = 1
 methods = ["max"]
@@ -86,4 +88,5 @@ opset = {EDGE_OPSET}
 runtime = "{options.runtime}"
 batch = {{ min = {job.batch}, opt = {job.batch}, max = {job.batch} }}
 timing_caches = "{options.timing}"
+{sources}
 """

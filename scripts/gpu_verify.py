@@ -1,0 +1,382 @@
+"""Verify on a GPU what can only be verified there: which layers TensorRT parses, builds and runs as ONNX Runtime does.
+
+    python scripts/gpu_verify.py --out DIR [--budget SECONDS] [--models mobilenetv3-small,transformer-classifier]
+    python scripts/gpu_verify.py --out DIR --dry-run      # no GPU: parses and builds with tensorrt-rtx, runs nothing
+
+In the order of what is worth most, DIR/verify.json written after each part:
+    parse      every layer type in every precision, as exported and as rewritten for TensorRT 8; single models whole
+    overhead   wall time of a call less the device's time, batch 1
+    memory     device memory before and after 10,000 inferences
+    kill       a build that is killed leaves no engine; the next one works
+    layers     every form that parsed, built at a low optimization level and compared with ONNX Runtime on the CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+import torch  # noqa: E402
+from gpu_bench.jobs import Job, Options  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from maseRT.config import QuantizeSection  # noqa: E402
+from maseRT.onnx_compat import for_tensorrt_8  # noqa: E402
+from maseRT.onnx_export import export_onnx  # noqa: E402
+from maseRT.precision import Precision  # noqa: E402
+from maseRT.quant import make_plan, quantize_model  # noqa: E402
+from maseRT.runtimes import get_compiler, get_runtime  # noqa: E402
+from maseRT.runtimes.base import BatchRange, BuildOptions  # noqa: E402
+from maseRT.runtimes.onnxruntime import OnnxRuntime  # noqa: E402
+from maseRT.runtimes.trt.flavour import load  # noqa: E402
+
+BATCH = 6
+OPSET = 19
+KINDS = {
+    "int8": (Precision.INT8, Precision.FP16),
+    "int8-fp32": (Precision.INT8, Precision.FP32),
+    "fp16": (Precision.FP16, Precision.FP16),
+    "fp32": (Precision.FP32, Precision.FP32),
+}
+"""What the layer is, and what everything else is; by a plan, but for int8-fp32: there every type is quantized."""
+
+BUILDS = ("int8-fp32", "int8", "fp16", "fp32")
+FORMS = ("tensorrt-8", "exported", "static")
+MODELS = "mobilenetv3-small,transformer-classifier,conv1d-classifier,lstm-classifier"
+
+
+class One(nn.Module):
+    """A layer between casts, as a model."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.MultiheadAttention):
+            return self.layer(x, x, x, need_weights=False)[0]
+        result = self.layer(x)
+        return result[0] if isinstance(result, tuple) else result
+
+
+def layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Return one of each layer type of the quantization core, and the shape of one input."""
+    from test_onnx_export import every_type
+
+    torch.manual_seed(0)
+    branches = every_type()
+    found = {name: (layer, branches.shapes[name]) for name, layer in branches.branches.items()}
+    found["lstm_one_layer"] = (nn.LSTM(3, 4, batch_first=True), (5, 3))
+    found["lstm_two_layers"] = (nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True), (5, 3))
+    return found
+
+
+# files
+
+
+def write_forms(name: str, kind: str, folder: Path) -> dict[str, str]:
+    """Export a layer in one precision, in every form; return form -> file, or the reason why there is none."""
+    torch.set_num_threads(1)
+    layer, shape = layers()[name]
+    model = One(layer).eval()
+    torch.manual_seed(1)
+    x = torch.randn(BATCH, *shape)
+    precision, floats = KINDS[kind]
+    try:
+        from layer_cases import with_max_ranges
+
+        if kind == "int8-fp32":  # every type as its twin, also what a plan would leave in float
+            from test_onnx_export import quantize
+
+            quantize(model, x)
+        else:
+            plan = make_plan(model, x, QuantizeSection(precision=precision, float=floats), model_name=name)
+            quantize_model(model, plan)
+            with_max_ranges(model.eval(), x)
+        path = folder / f"{name}-{kind}.onnx"
+        export_onnx(model, x, path, opset=OPSET)
+        np.save(path.with_suffix(".npy"), x.numpy())
+        return {"exported": str(path), **other_forms(path)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def other_forms(path: Path) -> dict[str, str]:
+    proto = onnx.load(path)
+    for_tensorrt_8(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    rewritten = path.with_suffix(".8.onnx")
+    onnx.save(proto, rewritten)
+    found = {"tensorrt-8": str(rewritten)}
+    if "lstm" in path.stem:
+        found["static"] = str(static(path))
+    return found
+
+
+def static(path: Path) -> Path:
+    """Let ONNX Runtime fix the batch and fold what follows from it."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.add_free_dimension_override_by_name("batch", BATCH)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path.with_suffix(".static.onnx"))
+    options.log_severity_level = 3
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return path.with_suffix(".static.onnx")
+
+
+def whole_models(names: list[str], work: Path, dry_run: bool) -> dict[str, dict[str, str]]:
+    """Export models by the pipeline; return model-kind -> form -> file."""
+    from gpu_bench.prepare import open_run, prepare, settle
+
+    found: dict[str, dict[str, str]] = {}
+    options = Options(work, work / "out", dry_run, 1, math.inf)
+    for name in names:
+        job = Job(name, 64)
+        for precision in ("int8", "fp16"):
+            try:
+                settle(job, options)
+                prepare(job, precision, options)
+                path = open_run(job, precision, options).workspace.onnx
+                found[f"{name}-{precision}"] = {"exported": str(path), **other_forms(path)}
+            except Exception as error:
+                found[f"{name}-{precision}"] = {"error": f"{type(error).__name__}: {error}"[:500]}
+    return found
+
+
+# parts
+
+
+class Verifier:
+    def __init__(self, out: Path, *, dry_run: bool, deadline: float) -> None:
+        self.out, self.dry_run, self.deadline = out, dry_run, deadline
+        self.runtime = "tensorrt-rtx" if dry_run else "tensorrt"
+        self.compiler = get_compiler(self.runtime)
+        self.found: dict[str, Any] = {}
+
+    def part(self, name: str, work: Any) -> None:
+        """Do a part, keep its result or its traceback, and say it."""
+        start = time.time()
+        try:
+            self.found[name] = work()
+        except Exception:
+            self.found[name] = {"error": traceback.format_exc()[-2000:]}
+        print(f"== {name}: {time.time() - start:.0f} s", flush=True)
+        print(json.dumps(self.found[name], indent=1)[:6000], flush=True)
+        self.save()
+
+    def save(self) -> None:
+        (self.out / "verify.json").write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def parse(self, files: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        """Parse every form; return name -> form -> "ok" or the error."""
+        from maseRT.errors import MaseRTError
+        from maseRT.runtimes.trt import build
+        from maseRT.runtimes.trt.network import parse
+        from maseRT.runtimes.trt.onnx_facts import read_onnx
+
+        trt = load(self.compiler.flavour)
+        builder = build._builder(trt, build._select_gpu(self.compiler.flavour, BuildOptions()))
+        found: dict[str, dict[str, str]] = {}
+        for name, forms in files.items():
+            found[name] = {}
+            for form, path in forms.items():
+                if form == "error":
+                    found[name][form] = path
+                    continue
+                try:
+                    parse(trt, builder, read_onnx(Path(path)))
+                    found[name][form] = "ok"
+                except MaseRTError as error:
+                    found[name][form] = error.what[-400:]
+        self.found["parse_summary"] = summary(found)
+        return {name: told for name, told in found.items() if set(told.values()) != {"ok"}}
+
+    def build_one(self, path: Path, out: Path) -> Any:
+        options = BuildOptions(batch=BatchRange(BATCH, BATCH, BATCH), optimization_level=1)
+        options = replace(options, compute_capability="8.9") if self.dry_run else options
+        info = self.compiler.build(path, out, options)
+        out.with_suffix(".json").write_text(json.dumps(info.to_json()))
+        return info
+
+    def layers(self, files: dict[str, dict[str, str]]) -> dict[str, Any]:
+        """Build and run the best form of each layer, in the order of `BUILDS`."""
+        found: dict[str, Any] = {}
+        names = sorted(files, key=lambda name: BUILDS.index(name.split("/")[1]))
+        for name in names:
+            if time.time() > self.deadline:
+                found[name] = "out of time"
+                continue
+            form = next((f for f in FORMS if f in files[name] and self.parses(name, f)), None)
+            found[name] = self.compare(name, files[name], form) if form else "no form parses"
+            self.found["layers"] = found
+            self.save()
+        return found
+
+    def parses(self, name: str, form: str) -> bool:
+        return self.found.get("parse", {}).get(name, {}).get(form, "ok") == "ok"
+
+    def compare(self, name: str, forms: dict[str, str], form: str) -> dict[str, Any]:
+        x = np.load(Path(forms["exported"]).with_suffix(".npy"))
+        engine = self.out / "layer.trt"
+        try:
+            with OnnxRuntime().open(Path(forms["exported"]), "cpu", optimization="disabled") as session:
+                wanted = session.infer({"input": x})["output"]
+            start = time.time()
+            info = self.build_one(Path(forms[form]), engine)
+            seconds = time.time() - start
+            told = {"form": form, "seconds": round(seconds, 1), "layers": precisions(info)}
+            if self.dry_run:
+                return told
+            with get_runtime(self.runtime).open(engine, "cuda:0") as session:
+                got = session.infer({"input": x})["output"]
+            error = float(np.abs(got - wanted).max()) / float(np.abs(wanted).max())
+            return {**told, "error": round(error, 5), "agrees": error <= (1 / 127 if "int8" in name else 2e-3) * 1.01}
+        except Exception as error:
+            return {"form": form, "failed": f"{type(error).__name__}: {error}"[-500:]}
+        finally:
+            engine.unlink(missing_ok=True)
+
+    def small_engine(self, files: dict[str, dict[str, str]]) -> Path:
+        path = self.out / "small.trt"
+        if not path.exists():
+            options = BuildOptions(batch=BatchRange(1, 1, 1), optimization_level=1)
+            info = self.compiler.build(Path(files["conv2/fp16"]["exported"]), path, options)
+            path.with_suffix(".json").write_text(json.dumps(info.to_json()))
+        return path
+
+    def overhead(self, files: dict[str, dict[str, str]]) -> dict[str, float]:
+        """Wall microseconds of synchronised calls less device microseconds, medians."""
+        x = torch.from_numpy(np.load(files["conv2/fp16"]["exported"].replace(".onnx", ".npy"))[:1])
+        told = {}
+        with get_runtime(self.runtime).open(self.small_engine(files), "cuda:0") as session:
+            y = x.cuda()
+            feeds = {"tensors": {"input": y}, "numpy": {"input": x.numpy()}}
+            for name, feed in feeds.items():
+                told[f"{name}_wall_us"] = median_us(lambda f=feed: (session.infer(f), torch.cuda.synchronize()))
+            bound = session.bind({"input": y})
+            told["bound_wall_us"] = median_us(bound.run)
+            told["device_us"] = float(np.median(bound.device_times_ms(500))) * 1e3
+        for name in ("tensors", "numpy", "bound"):
+            told[f"{name}_overhead_us"] = told[f"{name}_wall_us"] - told["device_us"]
+        return told
+
+    def memory(self, files: dict[str, dict[str, str]]) -> dict[str, Any]:
+        x = np.load(files["conv2/fp16"]["exported"].replace(".onnx", ".npy"))[:1]
+
+        def used() -> int:
+            free, total = torch.cuda.mem_get_info(0)
+            return total - free
+
+        start = used()
+        with get_runtime(self.runtime).open(self.small_engine(files), "cuda:0") as session:
+            for _ in range(100):
+                session.infer({"input": x})
+            before = used()
+            for _ in range(10_000):
+                session.infer({"input": x})
+            after = used()
+        return {"before": before, "after_10000": after, "closed_less_start": used() - start, "flat": before == after}
+
+    def kill(self, work: Path) -> dict[str, Any]:
+        """Kill `masert build-engine` while TensorRT builds, look for an engine, and build again."""
+        from gpu_bench.prepare import open_run, prepare, settle
+
+        options = Options(work, work / "out", self.dry_run, 1, math.inf)
+        job = Job("jsc-toy", 64)
+        settle(job, options)
+        prepare(job, "fp16", options)
+        run = open_run(job, "fp16", options)
+        command = [sys.executable, "-m", "maseRT.cli", "build-engine", "-c", str(run.config_path), "-o"]
+        command += [str(work / "runs"), "--run", run.workspace.run]
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        told: dict[str, Any] = {}
+        for seconds in (1.0,) if self.dry_run else (6.0, 14.0, 16.0):
+            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(seconds)
+            running = process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            left = [path.name for path in (run.workspace.root / "trt").glob("*") if path.suffix == ".trt"]
+            told[f"killed after {seconds} s"] = {"was running": running, "engines left": left}
+            for path in (run.workspace.engine, run.workspace.sidecar, run.workspace.record("build-engine")):
+                path.unlink(missing_ok=True)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        partial = [path.name for path in run.workspace.root.rglob(".partial-*")]
+        return {**told, "again": done.returncode, "said": (done.stdout + done.stderr)[-500:], "partial": partial}
+
+
+def summary(found: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Return form -> how many of how many parse."""
+    forms = {form for told in found.values() for form in told if form != "error"}
+    return {
+        form: f"{sum(told.get(form) == 'ok' for told in found.values())} of {sum(form in t for t in found.values())}"
+        for form in sorted(forms)
+    }
+
+
+def precisions(info: Any) -> str:
+    return " ".join(layer.precision or "-" for layer in info.layers or () if not layer.converts_only)
+
+
+def median_us(call: Any, count: int = 2000) -> float:
+    for _ in range(50):
+        call()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/masert-verify"))
+    parser.add_argument("--budget", type=float, default=400)
+    parser.add_argument("--models", default=MODELS, help="models to parse whole")
+    parser.add_argument("--only", default="", help="layers, by name")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    deadline = time.time() + options.budget
+    options.out.mkdir(parents=True, exist_ok=True)
+    onnx_files = options.work / "onnx"
+    onnx_files.mkdir(parents=True, exist_ok=True)
+    names = [name for name in layers() if not options.only or name in options.only.split(",")]
+    pairs = [(name, kind) for name in names for kind in KINDS]
+    start = time.time()
+    with ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 2)) as pool:
+        models = pool.submit(whole_models, list(filter(None, options.models.split(","))), options.work, options.dry_run)
+        made = pool.map(write_forms, *zip(*pairs, strict=True), [onnx_files] * len(pairs))
+        files = {f"{name}/{kind}": forms for (name, kind), forms in zip(pairs, made, strict=True)}
+        whole = models.result()
+    print(f"exported in {time.time() - start:.0f} s", flush=True)
+    verifier = Verifier(options.out, dry_run=options.dry_run, deadline=deadline)
+    verifier.part("parse", lambda: verifier.parse({**whole, **files}))
+    if not options.dry_run:
+        verifier.part("overhead", lambda: verifier.overhead(files))
+        verifier.part("memory", lambda: verifier.memory(files))
+    verifier.part("kill", lambda: verifier.kill(options.work))
+    verifier.part("layers", lambda: verifier.layers(files))
+
+
+if __name__ == "__main__":
+    main()
