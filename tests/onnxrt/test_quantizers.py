@@ -1,0 +1,169 @@
+"""ONNX Runtime's quantizers on our exports, and FP16 by tolerance."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from maseRT.config import ModelSection
+from maseRT.errors import StepError
+from maseRT.models import build_model
+from maseRT.onnx_export import export_onnx
+from maseRT.onnxrt.kernels import kernels_of
+from maseRT.onnxrt.mixed import auto_mixed
+from maseRT.onnxrt.providers import SessionSettings
+from maseRT.onnxrt.quantizers import StaticSettings, optimize, preprocess, quantize_dynamic, quantize_static
+from maseRT.runtimes.onnxruntime import OnnxRuntime
+
+SETTINGS = SessionSettings(threads=1)
+
+
+class FloatModel:
+    def __init__(self, folder, model, shape):
+        self.folder = folder
+        self.inputs = torch.randn(16, *shape, generator=torch.Generator().manual_seed(3))
+        self.path = folder / "float.onnx"
+        export_onnx(model.eval(), self.inputs[:2], self.path, opset=20)
+        with torch.inference_mode():
+            self.expected = model(self.inputs).numpy()
+        self.prepared = folder / "prepared.onnx"
+        preprocess(self.path, self.prepared)
+
+    def feeds(self):
+        return [{"input": self.inputs.numpy()}]
+
+    def error(self, path):
+        with OnnxRuntime().open(path, threads=1) as session:
+            found = session.infer({"input": self.inputs.numpy()})["output"]
+        return float(np.linalg.norm(found - self.expected) / np.linalg.norm(self.expected))
+
+
+def zoo(folder, name, shape, **args):
+    torch.manual_seed(0)
+    section = ModelSection(name=name, args=args, random_weights=True)
+    return FloatModel(folder, build_model(section, num_classes=10, input_shape=shape), shape)
+
+
+@pytest.fixture(scope="module")
+def convnet(tmp_path_factory):
+    return zoo(tmp_path_factory.mktemp("convnet"), "digits-cnn", (1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    return zoo(tmp_path_factory.mktemp("transformer"), "transformer-classifier", (1, 8, 8))
+
+
+def test_optimizing_changes_nothing_but_the_graph(convnet, tmp_path):
+    out = tmp_path / "optimized.onnx"
+    optimize(convnet.path, out)
+    assert convnet.error(out) < 1e-5
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(out).graph.node}
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "entropy", "percentile"])
+def test_static_quantization_runs_in_integers(convnet, tmp_path, calibrator):
+    out = tmp_path / "static.onnx"
+    quantize_static(convnet.prepared, out, convnet.feeds(), StaticSettings(calibrator))
+    kernels = kernels_of(out, "cpu", SETTINGS)
+    assert (kernels.integer_convolutions, kernels.float_convolutions) == (3, 0)
+    assert convnet.error(out) < 0.1
+
+
+def test_signed_static_quantization_is_what_tensorrt_takes(convnet, tmp_path):
+    """int8 with zero point 0 everywhere, and biases left float."""
+    out = tmp_path / "static.onnx"
+    quantize_static(convnet.prepared, out, convnet.feeds(), StaticSettings(signed=True))
+    model = onnx.load(out)
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    points = [values[n.input[2]] for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert points
+    assert all(point.dtype == np.int8 and not point.any() for point in points)
+
+
+def test_attention_stays_exact_in_static_quantization(transformer, tmp_path):
+    """With its default settings, onnxruntime quantizes the products of activations and every addition, too."""
+    out = tmp_path / "static.onnx"
+    quantize_static(transformer.prepared, out, transformer.feeds(), StaticSettings())
+    assert transformer.error(out) < 0.05
+    readers = {node.op_type for node in onnx.load(out).graph.node if node.op_type == "Softmax"}
+    assert readers == {"Softmax"}
+    assert kernels_of(out, "cpu", SETTINGS).integer_products >= 8
+
+
+def test_dynamic_quantization_finds_lstms_in_our_exports(tmp_path):
+    lstm = zoo(tmp_path, "lstm-classifier", (12, 6), width=32)
+    out = tmp_path / "dynamic.onnx"
+    quantize_dynamic(lstm.prepared, out)
+    operators = kernels_of(out, "cpu", SETTINGS).operators
+    assert operators["DynamicQuantizeLSTM"] == 1
+    assert "LSTM" not in operators
+    assert lstm.error(out) < 0.05
+
+
+def test_dynamic_quantization_leaves_convolutions_alone(convnet, tmp_path):
+    out = tmp_path / "dynamic.onnx"
+    quantize_dynamic(convnet.prepared, out)
+    kernels = kernels_of(out, "cpu", SETTINGS)
+    assert kernels.float_convolutions == 3
+    assert kernels.integer_products == 2
+    assert convnet.error(out) < 0.05
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"no model")
+    for call in (optimize, preprocess, quantize_dynamic):
+        with pytest.raises(StepError, match="failed") as caught:
+            call(path, tmp_path / "out.onnx")
+        assert str(path) in str(caught.value)
+
+
+class Large(nn.Module):
+    """Its middle exceeds what FP16 holds; the rest does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last((self.first(x) * 1e4).square().sqrt() / 1e4)
+
+
+def test_a_wide_tolerance_turns_everything_to_fp16(convnet):
+    model, mixed = auto_mixed(onnx.load(convnet.path), convnet.feeds(), rtol=0.05, atol=0.05, keep_io_types=True)
+    onnx.checker.check_model(model, full_check=True)
+    assert mixed.kept == ()
+    assert mixed.worst <= 0.05
+    assert model.ByteSize() < 0.6 * convnet.path.stat().st_size
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_inputs_and_outputs_turn_to_fp16_where_asked(convnet):
+    model, _ = auto_mixed(onnx.load(convnet.path), convnet.feeds(), rtol=0.05, atol=0.05, keep_io_types=False)
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+def test_no_tolerance_turns_nothing(convnet):
+    model, mixed = auto_mixed(
+        onnx.load(convnet.path), convnet.feeds(), rtol=0, atol=0, keep_io_types=True, max_trials=12
+    )
+    assert mixed.trials <= 12
+    assert mixed.worst == 0
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    assert mixed.half == 0 or onnx.TensorProto.FLOAT in types
+
+
+def test_what_overflows_stays_fp32(tmp_path):
+    torch.manual_seed(0)
+    large = FloatModel(tmp_path, Large(), (4,))
+    model, mixed = auto_mixed(onnx.load(large.path), large.feeds(), rtol=0.01, atol=0.01, keep_io_types=True)
+    assert mixed.half >= 2
+    assert mixed.kept
+    kept = {node.op_type for node in onnx.load(large.path).graph.node if node.name in mixed.kept}
+    assert kept <= {"Mul", "Pow", "Sqrt", "Div"}
+    out = tmp_path / "mixed.onnx"
+    onnx.save(model, out)
+    assert large.error(out) < 0.01
