@@ -111,7 +111,9 @@ def _results(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"  {outcome.step}: {outcome.status} in {outcome.seconds:.1f} s, {outcome.headline}", file=sys.stderr)
 
     Run(config, file, workspace, Silent()).transform(on_outcome=note)
-    return measure(config, workspace, samples=arguments.samples, layers=arguments.layers) | {"steps": seconds}
+    classes = case.classes() if case.classes else None
+    found = measure(config, workspace, samples=arguments.samples, layers=arguments.layers, classes=classes)
+    return found | {"steps": seconds}
 
 
 def _float_weights(case: Case, sources: Sources, arguments: argparse.Namespace) -> Path | None:

@@ -33,6 +33,7 @@ class Case:
         quantize: the [quantize] section.
         train: the [train] section; None where `checkpoint` gives trained weights.
         weights_of: the case whose float weights this one quantizes again.
+        classes: gives the true classes of the first test samples, where labels are the float model's answers.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Case:
     finetune: Section | None = None
     calibrate: Section | None = None
     weights_of: str | None = None
+    classes: Callable[[], list[int]] | None = None
     max_batch: int = 64
 
     @property
@@ -118,7 +120,7 @@ _MODELS = (
     Case("efficientnet-lite0", "EfficientNet-lite0 with ImageNet weights, photographs",
          {"name": "model_cases.models:efficientnet_lite0"}, _photographs, {**_INT8, "plugins": [CONVOLUTIONS]},
          checkpoint=data.lite0_weights, finetune={"epochs": 1, "initial_learning_rate": 1e-6, "optimizer": "sgd"},
-         calibrate={"batches": 8}, max_batch=16),
+         calibrate={"batches": 8}, max_batch=16, classes=data.imagenet_classes),
 )  # fmt: skip
 
 _LSTM = Case("vowels-lstm-int8", "zoo lstm-classifier, JapaneseVowels, LSTM in INT8 by rule",

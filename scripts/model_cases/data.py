@@ -7,8 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from model_cases.models import efficientnet_lite0
 
 IMAGE_SIDE = 224
 FASHION_FILES = "t10k-images-idx3-ubyte.gz"
@@ -52,6 +55,8 @@ def lite0_weights() -> Path:
 def japanese_vowels(out: Path) -> Path:
     """Write JapaneseVowels as [steps 29, features 12] sequences, zeros after their end, standardized by the training
     part; 270 to train with, 370 to test with, 9 speakers."""
+    if out.is_file():
+        return out
     folder = package_folder("aeon", pip="aeon") / "datasets" / "data" / "JapaneseVowels"
     parts = {}
     for part in ("TRAIN", "TEST"):
@@ -83,34 +88,59 @@ def _read_ts(file: Path) -> tuple[list[NDArray[np.float32]], list[int]]:
 
 
 def photographs(out: Path) -> Path:
-    """Write 3x224x224 photographs, preprocessed as (x - 127) / 128.
+    """Write 3x224x224 photographs, preprocessed as (x - 127) / 128, with the float model's own answers as labels.
 
-    Training (and calibration) data are random crops of the photographs in scikit-learn and scikit-image and of those in
-    foolbox; test data are foolbox's 20 labelled ImageNet images whole, and other crops of them. Crops keep the label of
-    their image; photographs without one get 0, since only agreement with the float model counts there.
+    Accuracies on them are agreements with the float model. Training (and calibration) data are random crops of the
+    photographs in scikit-learn and scikit-image and of foolbox's 20 ImageNet images; test data are those 20 images
+    whole, which come first, other crops of them, and the other photographs whole.
     """
-    foolbox = package_folder("foolbox", pip="foolbox") / "data"
+    if out.is_file():
+        return out
     samples = [package_folder("skimage", pip="scikit-image") / "data" / name for name in PHOTOGRAPHS]
     samples += sorted((package_folder("sklearn", pip="scikit-learn") / "datasets" / "images").glob("*.jpg"))
-    labelled = [(file, int(file.stem.split("_")[2])) for file in sorted(foolbox.glob("imagenet_*.jpg"))]
-    if not labelled:
-        raise MissingDataError(f"imagenet_*.jpg inside of the package foolbox ({foolbox})")
+    imagenet = [file for file, _ in imagenet_images()]
     random = np.random.RandomState(0)
-    train, test = [], []
-    for file in samples:
-        train += [(_crop(file, random, scale=(0.3, 1.0)), 0) for _ in range(CALIBRATION_CROPS)]
-    for file, label in labelled:
-        train += [(_crop(file, random, scale=(0.3, 0.8)), label) for _ in range(3)]
-        test.append((_whole(file), label))
-    for file, label in labelled:
-        test += [(_crop(file, random, scale=(0.5, 1.0)), label) for _ in range(TEST_CROPS)]
-    test += [(_whole(file), 0) for file in samples]
+    images = {
+        "train": [
+            *(_crop(file, random, scale=(0.3, 1.0)) for file in samples for _ in range(CALIBRATION_CROPS)),
+            *(_crop(file, random, scale=(0.3, 0.8)) for file in imagenet for _ in range(3)),
+        ],
+        "test": [
+            *map(_whole, imagenet),
+            *(_crop(file, random, scale=(0.5, 1.0)) for file in imagenet for _ in range(TEST_CROPS)),
+            *map(_whole, samples),
+        ],
+    }
     arrays = {}
-    for part, pairs in (("train", train), ("test", test)):
-        images = np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2)
-        arrays |= {f"x_{part}": (images.astype(np.float32) - 127) / 128, f"y_{part}": np.array([y for _, y in pairs])}
+    for part, pixels in images.items():
+        x = (np.stack(pixels).transpose(0, 3, 1, 2).astype(np.float32) - 127) / 128
+        arrays |= {f"x_{part}": x, f"y_{part}": _float_answers(x)}
     np.savez(out, **arrays)
     return out
+
+
+def imagenet_images() -> list[tuple[Path, int]]:
+    """Return the ImageNet images inside of foolbox and their classes."""
+    foolbox = package_folder("foolbox", pip="foolbox") / "data"
+    found = [(file, int(file.stem.split("_")[2])) for file in sorted(foolbox.glob("imagenet_*.jpg"))]
+    if not found:
+        raise MissingDataError(f"imagenet_*.jpg inside of the package foolbox ({foolbox})")
+    return found
+
+
+def imagenet_classes() -> list[int]:
+    """Return the true classes of the first test photographs."""
+    return [label for _, label in imagenet_images()]
+
+
+def _float_answers(x: NDArray[np.float32]) -> NDArray[np.int64]:
+    model = efficientnet_lite0()
+    model.load_state_dict(torch.load(lite0_weights(), weights_only=True))
+    model.eval()
+    with torch.inference_mode():
+        answers = torch.cat([model(batch).argmax(1) for batch in torch.from_numpy(x).split(16)])
+    labels: NDArray[np.int64] = answers.numpy()
+    return labels
 
 
 def _whole(file: Path) -> NDArray[np.uint8]:

@@ -30,7 +30,9 @@ EXACT = 1e-4
 """Relative error that two runs of one computation in FP32 may differ by."""
 
 
-def measure(config: Config, workspace: Workspace, *, samples: int, layers: int) -> dict[str, Any]:
+def measure(
+    config: Config, workspace: Workspace, *, samples: int, layers: int, classes: list[int] | None
+) -> dict[str, Any]:
     """Return everything that the table shows of one case.
 
     Args:
@@ -38,6 +40,7 @@ def measure(config: Config, workspace: Workspace, *, samples: int, layers: int) 
         workspace: of the run, all steps done.
         samples: of the test split, at most, for the comparison of logits; accuracies are of all of it.
         layers: how many INT8 layers are exported and compared one by one, at most.
+        classes: the true classes of the first test samples, where labels are something else.
     """
     context = Context(config, workspace, Silent(), {}, "cpu", config.run.threads or 1)
     setting = set_up(context)
@@ -49,6 +52,10 @@ def measure(config: Config, workspace: Workspace, *, samples: int, layers: int) 
     model, plan = rebuild_final(context, setting)
     logits = _logits(model, inputs)
     found["quantization"] = agreement(float_logits, logits).as_dict()
+    if classes is not None:
+        right = {"float": float_logits, "quantized": logits}
+        found["classes"] = {name: [_right(values, classes, k) for k in (1, 5)] for name, values in right.items()}
+        found["classes"]["of"] = len(classes)
     found["onnxruntime"] = {level: _compared(workspace.onnx, inputs, logits, level) for level in LEVELS}
     with _other_kernels():
         found["torch_again"] = _described(logits, _logits(model, inputs))
@@ -63,6 +70,12 @@ def measure(config: Config, workspace: Workspace, *, samples: int, layers: int) 
     }
     found["layers"] = _single_layers(model, inputs[:8], workspace.root / "layers", layers)
     return found
+
+
+def _right(logits: Logits, classes: list[int], k: int) -> int:
+    """Return how many of the first samples have their class among the k largest logits."""
+    best = np.argsort(-logits[: len(classes)], axis=1)[:, :k]
+    return int((best == np.array(classes)[:, None]).any(1).sum())
 
 
 def _inputs(setting: Setting, context: Context, samples: int) -> Tensor:

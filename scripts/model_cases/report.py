@@ -31,8 +31,8 @@ export, build-engine (tensorrt-rtx, ahead of time for compute capability 8.9), a
 `scripts/verify_models.py`.
 
 - float, PTQ, QAT, ORT: accuracy on the test split of the float model, after calibration alone, after fine-tuning, and
-  of the exported file in ONNX Runtime. For EfficientNet-lite0 see its agreement with FP32 below: accuracies on
-  photographs are no ImageNet accuracies.
+  of the exported file in ONNX Runtime. The photographs of EfficientNet-lite0 are labelled with the answers of its
+  float model, so that accuracy there is agreement with FP32, and no ImageNet accuracy.
 - ORT off, ORT on: the exported file in ONNX Runtime without and with its graph optimizations, against the
   fake-quantized model in torch. The error is the largest difference of any logit in units of the largest one; next to
   it stands the share of samples within 1e-4, and what the fake-quantized model differs from itself when torch adds up
@@ -96,6 +96,10 @@ def markdown(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
             f"- {name}: {result['shown']}. {_percent(cost['label_agreement'])} of {cost['samples']} labels as FP32, "
             f"{sqnr}; {result['plan']['folded']} BatchNorms folded; the engine's layers: {_layers(result['engine'])}"
         )
+        if "classes" in result:
+            right = {who: result["classes"][who] for who in ("float", "quantized")}
+            shown = "; ".join(f"{who} {top1} top-1, {top5} top-5" for who, (top1, top5) in right.items())
+            lines.append(f"    - labelled ImageNet images, {result['classes']['of']} in all: {shown}")
         lines += [f"    - plan: {note}" for note in result["plan"]["notes"]]
     return "\n".join(lines) + "\n"
 
