@@ -16,6 +16,8 @@ def fold_refusal(layer: nn.Module, batchnorm: nn.Module) -> str | None:
     kind = LAYERS.get(type(layer))
     if kind is None or not kind.folds_batchnorm:
         return f"it follows a {type(layer).__name__}"
+    if isinstance(batchnorm, BATCHNORMS) and type(batchnorm) not in BATCHNORMS:
+        return f"{type(batchnorm).__name__} has code of its own, which would be lost"
     if not isinstance(batchnorm, BATCHNORMS) or batchnorm.running_mean is None or batchnorm.running_var is None:
         return "it has no running statistics"
     if "weight" not in layer._parameters:

@@ -52,12 +52,20 @@ def test_the_folded_weights_are_known_without_changing_the_layer() -> None:
     assert torch.equal(layer.bias, bias)
 
 
+class ActivatedBatchNorm(nn.BatchNorm2d):
+    """A BatchNorm with an activation inside, as libraries of models have it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
 @pytest.mark.parametrize(
     ("layer", "batchnorm", "reason"),
     [
         (nn.ReLU(), nn.BatchNorm2d(4), "follows a ReLU"),
         (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), "no running statistics"),
         (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(8), "8 channels of 4"),
+        (nn.Conv2d(3, 4, 1), ActivatedBatchNorm(4), "code of its own"),
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), "Parametrized"),
         (nn.utils.spectral_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), "is computed"),
     ],
