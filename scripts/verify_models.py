@@ -71,6 +71,9 @@ def main() -> int:
         results = {key: results[key] for key in CASES if key in results}
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for name, result in results.items():
+        if "why" not in result:
+            result["verdict"] = verdict(result, exact=CASES[name].exact)
     print(console(results))
     if arguments.docs:
         update_docs(arguments.docs, markdown(results, _machine()))
@@ -94,7 +97,6 @@ def run(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         traceback.print_exc()
         return {"status": "failed", "why": f"{type(error).__name__}: {error}".splitlines()[0]}
     found |= {"shown": case.shown, "exact": case.exact, "seconds": time.perf_counter() - start}
-    found["verdict"] = verdict(found, exact=case.exact)
     return found
 
 

@@ -77,7 +77,7 @@ class Case:
                 "batch": {"min": 1, "opt": self.max_batch, "max": self.max_batch},
                 "max_threads": 1,
             },
-            "analyze": {"runtimes": ["torch", "onnxruntime", "tensorrt-rtx"], "warmup": 1, "iterations": 5},
+            "analyze": {"runtimes": ["torch", "onnxruntime", "tensorrt-rtx"], "warmup": 1, "iterations": 3},
         }
         if self.train is not None:
             sections["train"] = dict(self.train)
@@ -120,7 +120,8 @@ _MODELS = (
     Case("efficientnet-lite0", "EfficientNet-lite0 with ImageNet weights, photographs",
          {"name": "model_cases.models:efficientnet_lite0"}, _photographs, {**_INT8, "plugins": [CONVOLUTIONS]},
          checkpoint=data.lite0_weights, finetune={"epochs": 1, "initial_learning_rate": 1e-6, "optimizer": "sgd"},
-         calibrate={"batches": 8}, max_batch=16, classes=data.imagenet_classes),
+         calibrate={"batches": 8, "methods": ["max", "mse", {"percentile": 99.9}]}, max_batch=16,
+         classes=data.imagenet_classes),
 )  # fmt: skip
 
 _LSTM = Case("vowels-lstm-int8", "zoo lstm-classifier, JapaneseVowels, LSTM in INT8 by rule",

@@ -25,10 +25,14 @@ def prelu_cnn(width: int = 16) -> nn.Module:
 
 
 def efficientnet_lite0() -> nn.Module:
-    """Build EfficientNet-lite0 as the package efficientnet-lite-pytorch has it, layers of its own included."""
+    """Build EfficientNet-lite0 as the package efficientnet-lite-pytorch has it, layers of its own included.
+
+    Stochastic depth is off: its operations run in training only, which would keep the residual adds next to them from
+    being quantized (the plan says so).
+    """
     from efficientnet_lite_pytorch import EfficientNet
 
-    model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    model: nn.Module = EfficientNet.from_name("efficientnet-lite0", drop_connect_rate=0.0)
     return model
 
 
