@@ -63,6 +63,8 @@ def find_folds(graph: Graph, shared: frozenset[str]) -> tuple[list[Fold], dict[s
     folds: list[Fold] = []
     refused: dict[str, str] = {}
     for node in graph.nodes:
+        if node.kind is Kind.OPERATION and node.op == "batch_norm":
+            refused[node.owner] = "it runs in code of its own"
         if not isinstance(node.module, BATCHNORMS) or node.name in refused:
             continue
         reason = _fold_obstacle(graph, node, shared)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -57,6 +57,14 @@ def make_plan(model: nn.Module, example: Tensor, section: QuantizeSection, *, mo
     return keep_in_fp32(plan, weights_beyond_half(model, plan), overflow=section.overflow)
 
 
+def _unlisted_batchnorms(names: Collection[str]) -> list[str]:
+    """Say which BatchNorms stay although no layer of the plan shows them."""
+    if not names:
+        return []
+    where = ", ".join(name or "the model" for name in sorted(names))
+    return [f"BatchNorm is not folded in {where}: it runs there in code of its own, which makes INT8 slower"]
+
+
 _LOST = (
     "inputs of residual adds and concatenations are not quantized, pools are not placed, no ranges are shared, "
     "BatchNorms outside nn.Sequential are not folded and functional operations are not listed"
@@ -94,8 +102,8 @@ class _Planner:
         """Put the decisions together."""
         choices = self._choices()
         folds, unfolded = self._folds(choices)
-        for name, reason in unfolded.items():
-            choices[name] = replace(choices[name], reason=f"{choices[name].reason}; not folded: {reason}")
+        for name in choices.keys() & unfolded.keys():
+            choices[name] = replace(choices[name], reason=f"{choices[name].reason}; not folded: {unfolded[name]}")
         placement, frozen_note = self._place(choices, folds, example)
         for name, reason in placement.pools.items():
             choices[name] = _Choice(Precision.INT8, reason)
@@ -111,7 +119,13 @@ class _Planner:
             operations=self._operations,
             sites=tuple(placement.sites),
             ties=tuple(placement.ties),
-            notes=(*notes, *frozen_note, *self._shadowed_rules(), *self._without_int8(layers)),
+            notes=(
+                *notes,
+                *frozen_note,
+                *_unlisted_batchnorms(unfolded.keys() - choices.keys()),
+                *self._shadowed_rules(),
+                *self._without_int8(layers),
+            ),
         )
         return self._with_flow(plan, frozenset(into))
 

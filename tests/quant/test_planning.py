@@ -281,3 +281,30 @@ def test_a_layer_with_layers_inside_is_not_one() -> None:
     plan = planned(Net(Adapted()).eval())
     assert [layer.name for layer in plan.layers] == ["0.down", "0.up"]
     assert "0.linear" in [operation.name for operation in plan.operations]
+
+
+class ActivatedBatchNorm(nn.BatchNorm2d):
+    """A BatchNorm with its activation inside, as libraries of models have it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(super().forward(input))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_batchnorm_inside_of_other_code_is_not_folded_and_the_plan_says_so(traceable: bool) -> None:
+    class Net(nn.Sequential):
+        input_shape = (3, 16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x if traceable or len(x) % 2 else 2 * x
+
+    net = lively(Net(nn.Conv2d(3, 8, 3), ActivatedBatchNorm(8), nn.Conv2d(8, 8, 3)))
+    plan = planned(net)
+    assert plan.folds == ()
+    assert any("placed layer by layer" in note for note in plan.notes) is not traceable
+    assert any("BatchNorm is not folded in 1:" in note for note in plan.notes)
