@@ -15,7 +15,7 @@ from onnx import NodeProto
 from maseRT.onnxrt.bounds import SHAPE_OPS, clip_limits, is_nonnegative, upper_bound
 from maseRT.onnxrt.graph import Graph, attribute
 from maseRT.onnxrt.qdq import is_dequantized
-from maseRT.onnxrt.unsigned import unsigned_step
+from maseRT.onnxrt.unsigned import Range, unsigned_parameters
 
 _JOINS = frozenset(("Add", "Mul", "Concat"))
 _POOLS = frozenset(("AveragePool", "GlobalAveragePool"))
@@ -25,8 +25,6 @@ _FUSED_WITH_GEMM = frozenset(
     ("LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Selu", "Softplus", "Softsign", "ThresholdedRelu")
 )
 """Activations that ONNX Runtime fuses with a Gemm in float before it looks for Q/DQ pairs; Relu is another one."""
-
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -127,15 +125,6 @@ def complete(graph: Graph, tensors: list[Incomplete], ranges: Mapping[str, Range
             scale = graph.add_constant(f"{entry.tensor}_scale", np.array(step, np.float32))
             zero_point = graph.shared_constant(f"zero_point_{zero}", np.array(zero, np.uint8))
         _insert_pair(graph, entry.tensor, scale, zero_point)
-
-
-def unsigned_parameters(low: float, high: float, *, nonnegative: bool, bound: float | None) -> tuple[np.float32, int]:
-    """Return the step and the zero point of a range in uint8; the range is widened to hold zero exactly."""
-    if nonnegative or low >= 0:
-        return unsigned_step(high if high > 0 else 1.0, bound), 0
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = np.float32((high - low) / 255)
-    return step, int(np.clip(np.rint(-low / step), 0, 255))
 
 
 def _insert_pair(graph: Graph, tensor: str, scale: str, zero_point: str) -> None:

@@ -11,7 +11,6 @@ from onnx import ModelProto
 
 from maseRT.onnxrt.biases import make_room_for_biases, quantize_biases
 from maseRT.onnxrt.completion import (
-    Range,
     complete,
     incomplete_tensors,
     keep_relus_apart,
@@ -19,7 +18,7 @@ from maseRT.onnxrt.completion import (
 )
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.pads import absorb_pads
-from maseRT.onnxrt.unsigned import make_unsigned
+from maseRT.onnxrt.unsigned import Range, make_unsigned, signed_tensors
 from maseRT.onnxrt.weights import round_float_weights, store_weights_as_int8, transpose_weights
 
 RangesOf = Callable[[ModelProto, Sequence[str]], Mapping[str, Range]]
@@ -32,6 +31,7 @@ class Form:
 
     Attributes:
         refined: activations that are never negative, now in 255 steps instead of 127 over the same range.
+        fitted: signed activations that fill their range unevenly, now in 255 steps over what the data fill of it.
         shifted: activations with the same values in other integers.
         added: activations that are newly rounded, and why; with their ranges where these were measured.
         int8_weights: weights stored as integers; no value changes.
@@ -42,6 +42,7 @@ class Form:
     """
 
     refined: tuple[str, ...] = ()
+    fitted: tuple[str, ...] = ()
     shifted: tuple[str, ...] = ()
     added: tuple[tuple[str, str, Range | None], ...] = ()
     int8_weights: int = 0
@@ -58,9 +59,14 @@ class Form:
                 f"{len(self.refined)} activations that are never negative have 255 steps of amax / 255 instead of "
                 "127 of amax / 127"
             )
+        if self.fitted:
+            said.append(
+                f"{len(self.fitted)} signed activations have their 255 steps where the calibration data lie, "
+                "instead of over the symmetric range"
+            )
         if self.added:
             said.append(f"{len(self.added)} more activations are rounded to uint8, for integer kernels on both sides")
-        if self.refined or self.shifted:
+        if self.refined or self.fitted or self.shifted:
             said.append("the biases of INT8 products are rounded to int32, in steps of input step x weight step")
         if self.coarsened_channels:
             said.append(f"{self.coarsened_channels} weight channels next to zero have larger steps, for their bias")
@@ -71,6 +77,7 @@ class Form:
         return {
             "changes": self.changes(),
             "refined": list(self.refined),
+            "fitted": list(self.fitted),
             "shifted": list(self.shifted),
             "added": [{"tensor": t, "reason": r, "range": list(ends) if ends else None} for t, r, ends in self.added],
             "int8_weights": self.int8_weights,
@@ -100,19 +107,27 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
     absorb_pads(graph)
     graph = Graph(graph.finish())
     tensors = incomplete_tensors(graph)
-    unknown = [entry.tensor for entry in tensors if entry.like is None]
+    unknown = list(dict.fromkeys([*(e.tensor for e in tensors if e.like is None), *signed_tensors(graph)]))
     ranges = ranges_of(graph.finish(), unknown) if unknown else {}
     complete(graph, tensors, ranges)
-    unsigned = make_unsigned(graph)
+    unsigned = make_unsigned(graph, ranges)
     coarsened = make_room_for_biases(graph)
     keep_relus_apart(graph)
     biases = quantize_biases(graph)
     stored = store_weights_as_int8(graph)
     rounded = round_float_weights(graph)
     transpose_weights(graph)
-    added = tuple((entry.tensor, entry.reason, ranges.get(entry.tensor)) for entry in tensors)
+    added = tuple((e.tensor, e.reason, ranges.get(e.tensor) if e.like is None else None) for e in tensors)
     return graph.finish(), Form(
-        unsigned.refined, unsigned.shifted, added, stored - rounded, rounded, biases, coarsened, pools
+        refined=unsigned.refined,
+        fitted=unsigned.fitted,
+        shifted=unsigned.shifted,
+        added=added,
+        int8_weights=stored - rounded,
+        rounded_weights=rounded,
+        int32_biases=biases,
+        coarsened_channels=coarsened,
+        global_pools=pools,
     )
 
 

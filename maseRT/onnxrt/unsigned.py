@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import NodeProto
 
 from maseRT.onnxrt.bounds import is_nonnegative, upper_bound
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.qdq import symmetric_pairs
 
 _LEVELS = 255
+_CLEARLY_LESS = 0.95
+"""The share of a symmetric range that data fill, above which it stays as it is."""
+
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -19,35 +25,85 @@ class Unsigned:
 
     Attributes:
         refined: tensors that are never negative: zero point 0, and steps of amax / 255 instead of amax / 127.
+        fitted: signed ones whose data fill their range unevenly: it shrinks to what the data fill, in 255 steps.
         shifted: the other ones: zero point 128, the same step and the same values.
     """
 
     refined: tuple[str, ...]
+    fitted: tuple[str, ...]
     shifted: tuple[str, ...]
 
 
-def make_unsigned(graph: Graph) -> Unsigned:
-    """Turn every symmetric int8 Q/DQ pair of an activation into uint8."""
+def signed_tensors(graph: Graph) -> list[str]:
+    """Return the activations with symmetric int8 pairs that may be negative: their ranges are worth measuring."""
+    tensors = (node.input[0] for node in symmetric_pairs(graph))
+    return [tensor for tensor in dict.fromkeys(tensors) if not is_nonnegative(graph, tensor)]
+
+
+def make_unsigned(graph: Graph, ranges: Mapping[str, Range]) -> Unsigned:
+    """Turn every symmetric int8 Q/DQ pair of an activation into uint8.
+
+    Args:
+        graph: edited.
+        ranges: least and greatest value of the signed activations; a pair keeps its range without one.
+    """
     refined: list[str] = []
+    fitted: list[str] = []
     shifted: list[str] = []
     # Asked before anything changes: a pair that is already unsigned would hide what lies behind it.
     pairs = [(node, is_nonnegative(graph, node.input[0])) for node in symmetric_pairs(graph)]
+    shared = _ranges_by_scale(pairs, ranges)
     for node, nonnegative in pairs:
         scale = graph.constant(node.input[1])
         if scale is None:
             continue
-        (refined if nonnegative else shifted).append(node.input[0])
-        readers = graph.readers(node.output[0])
-        name = node.input[1]
+        tensor, name, zero = node.input[0], node.input[1], 128
+        amax = float(scale.reshape(())) * 127
         if nonnegative:
-            amax = float(scale.reshape(())) * 127
-            step = unsigned_step(amax, upper_bound(graph, node.input[0]))
-            name = graph.shared_constant(f"{node.input[1]}_unsigned", np.array(step, scale.dtype))
-        zero_point = graph.shared_constant("zero_point_0" if nonnegative else "zero_point_128", _zero(nonnegative))
-        for pair_node in (node, *readers):
+            refined.append(tensor)
+            step, zero = unsigned_step(amax, upper_bound(graph, tensor)), 0
+            name = graph.shared_constant(f"{name}_unsigned", np.array(step, scale.dtype))
+        elif (fit := _fit(shared.get(name), amax)) is not None:
+            fitted.append(tensor)
+            step, zero = fit
+            name = graph.shared_constant(f"{name}_fitted", np.array(step, scale.dtype))
+        else:
+            shifted.append(tensor)
+        zero_point = graph.shared_constant(f"zero_point_{zero}", np.array(zero, np.uint8))
+        for pair_node in (node, *graph.readers(node.output[0])):
             graph.set_input(pair_node, 1, name)
             graph.set_input(pair_node, 2, zero_point)
-    return Unsigned(tuple(refined), tuple(shifted))
+    return Unsigned(tuple(refined), tuple(fitted), tuple(shifted))
+
+
+def _ranges_by_scale(pairs: list[tuple[NodeProto, bool]], ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Return one range per scale: pairs that share one, such as those around a max pool, go on sharing it."""
+    found: dict[str, Range] = {}
+    for node, nonnegative in pairs:
+        if not nonnegative and node.input[0] in ranges:
+            low, high = ranges[node.input[0]]
+            before = found.get(node.input[1], (low, high))
+            found[node.input[1]] = min(low, before[0]), max(high, before[1])
+    return found
+
+
+def _fit(measured: Range | None, amax: float) -> tuple[np.float32, int] | None:
+    """Return the step and the zero point of what data fill of [-amax, amax], where that is clearly less than all."""
+    if measured is None:
+        return None
+    low, high = max(measured[0], -amax), min(measured[1], amax)
+    if high - low > _CLEARLY_LESS * 2 * amax:
+        return None
+    return unsigned_parameters(low, high, nonnegative=False, bound=None)
+
+
+def unsigned_parameters(low: float, high: float, *, nonnegative: bool, bound: float | None) -> tuple[np.float32, int]:
+    """Return the step and the zero point of a range in uint8; the range is widened to hold zero exactly."""
+    if nonnegative or low >= 0:
+        return unsigned_step(high if high > 0 else 1.0, bound), 0
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = np.float32((high - low) / _LEVELS)
+    return step, int(np.clip(np.rint(-low / step), 0, _LEVELS))
 
 
 def unsigned_step(amax: float, bound: float | None) -> np.float32:
@@ -61,7 +117,3 @@ def unsigned_step(amax: float, bound: float | None) -> np.float32:
     while bound is not None and bound > 0 and step * np.float32(_LEVELS) > np.float32(bound):
         step = np.nextafter(step, np.float32(0))
     return step
-
-
-def _zero(nonnegative: bool) -> np.ndarray[tuple[()], np.dtype[np.uint8]]:
-    return np.array(0 if nonnegative else 128, np.uint8)

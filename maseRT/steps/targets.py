@@ -11,10 +11,10 @@ from onnx import ModelProto
 from maseRT.data import calibration_subset, loader
 from maseRT.errors import StepError
 from maseRT.onnx_export import INPUT
-from maseRT.onnxrt.completion import Range
 from maseRT.onnxrt.forms import Form, cpu_form, symmetric_form
 from maseRT.onnxrt.quantizers import Feed
 from maseRT.onnxrt.ranges import measure_ranges
+from maseRT.onnxrt.unsigned import Range
 from maseRT.steps.common import Setting
 from maseRT.steps.table import Context
 from maseRT.workspace import atomic_path

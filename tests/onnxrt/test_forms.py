@@ -203,6 +203,16 @@ def test_lstms_stay_one_operator(tmp_path):
     assert error(exported.infer(path), exported.float) < 0.01
 
 
+def test_uneven_ranges_of_signed_activations_shrink_to_their_data(tmp_path):
+    """Behind a GELU nothing is below -0.17: half of a symmetric range would go unused."""
+    body = nn.Sequential(nn.Conv2d(4, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.GELU())
+    exported = odd(tmp_path, body, 256)
+    path, form = exported.cpu()
+    assert len(form.fitted) >= 2
+    assert any("where the calibration data lie" in sentence for sentence in form.changes())
+    assert error(exported.infer(path), exported.float) < error(exported.quantized, exported.float)
+
+
 def test_clips_disappear_even_where_the_range_ends_a_rounding_above_them(tmp_path):
     exported = odd(tmp_path, nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU6()), 128)
     for tensor in exported.onnx.graph.initializer:

@@ -6,10 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from maseRT.onnxrt.bounds import is_nonnegative, upper_bound
-from maseRT.onnxrt.completion import unsigned_parameters
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.kernels import count_kernels
-from maseRT.onnxrt.unsigned import unsigned_step
+from maseRT.onnxrt.unsigned import unsigned_parameters, unsigned_step
 from maseRT.onnxrt.weights import dequantize, quantize
 
 

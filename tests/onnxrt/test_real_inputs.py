@@ -25,7 +25,7 @@ from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.pipeline import Run
 from maseRT.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 FASHION = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 SETTINGS = SessionSettings(threads=1)
