@@ -144,8 +144,12 @@ def _harmful_optimizers(path: Path) -> list[str]:
     of tensors that onnxruntime itself put between half nodes, which have none: a segmentation fault.
     """
     import onnx
+    from google.protobuf.message import DecodeError
 
-    graph = onnx.load(path, load_external_data=False).graph
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError:
+        return []  # onnxruntime itself says what is wrong with it
     half = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
     if any(n.op_type == "DequantizeLinear" and n.input[1] in half for n in graph.node):
         return ["WeightBiasQuantization", "QDQSelectorActionTransformer", "NchwcTransformer"]

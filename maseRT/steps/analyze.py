@@ -78,7 +78,7 @@ def run(context: Context) -> StepResult:
     for name in section.runtimes:
         runtime = get_runtime(name)
         for artifact in _artifacts(context, name):
-            why_not = artifact.missing or runtime.missing(artifact.device if artifact.settings else None)
+            why_not = artifact.missing or runtime.missing(artifact.device)
             if why_not:
                 rows.append(Row(artifact.name, name, artifact.label, artifact.size, not_run=why_not))
                 continue
