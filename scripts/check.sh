@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 ruff format --check .
 ruff check .
 mypy
-if [ "${1:-}" = --fast ]; then pytest -m "not slow"; else pytest; fi
+if [ "${1:-}" = --fast ]; then pytest -n auto -m "not slow"; else pytest -n auto; fi
