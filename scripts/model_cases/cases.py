@@ -110,13 +110,13 @@ _MODELS = (
         "epochs": 15, "learning_rate": 2e-3}),
     Case("fashion-cnn", "zoo fashion-cnn, Fashion-MNIST", {"name": "fashion-cnn"}, _fashion, _INT8, _FASHION_TRAINING),
     Case("prelu-cnn", "CNN with PReLU from a factory, Fashion-MNIST", {"name": "model_cases.models:prelu_cnn"},
-         _fashion, _INT8, _FASHION_TRAINING),
+         _fashion, _INT8, {"epochs": 3, "learning_rate": 5e-3}),
     Case("vowels-conv1d", "zoo conv1d-classifier, JapaneseVowels", {"name": "conv1d-classifier"}, _vowels, _INT8, {
         "epochs": 30, "learning_rate": 2e-3}),
     Case("resnet18", "zoo resnet18 with its small stem, digits", {"name": "resnet18", "args": {"stem": "small"}},
          _digits, _INT8, {"epochs": 3, "learning_rate": 1e-3}),
     Case("transformer", "zoo transformer-classifier, digits", {"name": "transformer-classifier"}, _digits, _INT8, {
-        "epochs": 12, "learning_rate": 1e-3, "optimizer": "adamw"}),
+        "epochs": 40, "learning_rate": 2e-3, "optimizer": "adamw"}),
     Case("efficientnet-lite0", "EfficientNet-lite0 with ImageNet weights, photographs",
          {"name": "model_cases.models:efficientnet_lite0"}, _photographs, {**_INT8, "plugins": [CONVOLUTIONS]},
          checkpoint=data.lite0_weights, finetune={"epochs": 1, "initial_learning_rate": 1e-6, "optimizer": "sgd"},
