@@ -21,7 +21,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 QUANTIZER = "_quantizer"
 """How the name of a module ends that stands for a Q/DQ pair."""
 
-_MATRIX = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"))
+_RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+_MATRIX = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *_RECURRENT))
 _QDQ = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _RESHAPING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Identity")
 _MOVING = frozenset((*_RESHAPING, "Slice", "Gather", "Concat", "Split", "Pad"))
@@ -61,11 +62,13 @@ class ExportedLayer:
         precision: int8, fp32, fp16 or bf16; several joined by "+" where its nodes differ.
         float: the type in which it hands its result on, also when it is int8: that of its scales and bias.
         nodes: its nodes, Q/DQ pairs, casts and what only moves data left out.
+        products: those of them that multiply with a weight; recurrent nodes, whose products have no names, left out.
     """
 
     precision: str
     float: str
     nodes: tuple[str, ...]
+    products: tuple[str, ...] = ()
 
 
 def graph_facts(path: Path) -> GraphFacts:
@@ -162,6 +165,7 @@ class _Graph:
             precision="+".join(sorted(found)),
             float=self.type_of(computing[-1].output[0]),
             nodes=tuple(node.name for node in computing),
+            products=tuple(node.name for node in products if node.op_type not in _RECURRENT),
         )
 
     def _computes(self, node: NodeProto) -> bool:

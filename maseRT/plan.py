@@ -16,6 +16,9 @@ from maseRT.precision import Precision, QuantSpec
 INPUT = "@input"
 OUTPUT = "@output"
 
+NO_BF16_FORM = "ONNX has no BF16 form of it before opset 22"
+"""How the reason of a layer or operation ends that was asked for BF16 and is exported in FP32."""
+
 
 @dataclass(frozen=True)
 class LayerPlan:

@@ -61,7 +61,7 @@ def test_int8_needs_both_operands(tmp_path: Path) -> None:
     both = [*quantized("input", "fc.input"), *quantized("w", "fc.weight")]
     path = save(tmp_path / "m.onnx", [*both, node("MatMul", ["input_dq", "w_dq"], "y", "fc")], "y")
     assert count_qdq(path) == 2
-    assert layer_precisions(path) == {"fc": ExportedLayer("int8", "fp32", ("y",))}
+    assert layer_precisions(path) == {"fc": ExportedLayer("int8", "fp32", ("y",), ("y",))}
     half = [*quantized("w", "fc.weight"), node("MatMul", ["input", "w_dq"], "y", "fc")]
     assert layer_precisions(save(path, half, "y"))["fc"].precision == "fp32"
 

@@ -33,8 +33,6 @@ _OPERATIONS = """
 """
 _NAMES = frozenset(_OPERATIONS.split())
 
-REASON = "ONNX has no BF16 form of it before opset 22"
-
 
 def layer_in_bf16(layer: nn.Module) -> bool:
     """Whether a layer can be exported in BF16, as far as its type tells."""

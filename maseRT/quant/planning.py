@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from maseRT.config import PrecisionRule, QuantizeSection
 from maseRT.errors import UsageError
-from maseRT.plan import Fold, LayerPlan, OperationPlan, Plan, first_matches
+from maseRT.plan import NO_BF16_FORM, Fold, LayerPlan, OperationPlan, Plan, first_matches
 from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
-from maseRT.quant.bfloat16 import REASON, layer_in_bf16, operation_in_bf16
+from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
 from maseRT.quant.inventory import calls_of, layers_of, operations_of
 from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
@@ -156,9 +156,9 @@ class _Planner:
         if precision is not Precision.BF16:
             return None
         if name in self._modules:
-            return None if layer_in_bf16(self._modules[name]) else REASON
+            return None if layer_in_bf16(self._modules[name]) else NO_BF16_FORM
         op = next(operation.op for operation in self._operations if operation.name == name)
-        return None if operation_in_bf16(op) else REASON
+        return None if operation_in_bf16(op) else NO_BF16_FORM
 
     def _float_for(self, name: str, asked: Precision) -> Precision:
         """Return a float precision, or FP32 in its place where a layer or operation cannot have it."""
@@ -200,7 +200,7 @@ class _Planner:
 
     def _float_choice(self, name: str, asked: Precision, reason: str, *, tiny: bool = False) -> _Choice:
         given = self._float_for(name, asked)
-        return _Choice(given, reason if given is asked else f"{reason}; fp32: {REASON}", tiny=tiny)
+        return _Choice(given, reason if given is asked else f"{reason}; fp32: {NO_BF16_FORM}", tiny=tiny)
 
     def _obstacle(self, layer: LayerPlan, rule: PrecisionRule | None) -> str | None:
         """Say why a layer that is to be INT8 stays float, or None."""

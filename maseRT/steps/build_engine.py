@@ -1,4 +1,4 @@
-"""build-engine: the ONNX file as an engine, with a sidecar that says what it is and what it was made from."""
+"""build-engine: the ONNX file as an engine, a sidecar that says what it is, and the receipt of its precisions."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ import logging
 from pathlib import Path
 
 from maseRT.config import BuildEngineSection
-from maseRT.errors import UsageError
+from maseRT.errors import CheckError, UsageError
+from maseRT.onnx_graph import layer_precisions
+from maseRT.plan import Plan
+from maseRT.receipt import Receipt, names_in, receipt_from
 from maseRT.runtimes import choose_compiler
 from maseRT.runtimes.base import BatchRange, BuildOptions, EngineInfo, ShapeRange
-from maseRT.steps.table import Context, StepResult
-from maseRT.workspace import Workspace, atomic_path, write_json
+from maseRT.steps.table import Context, StepResult, final_plan
+from maseRT.workspace import Workspace, atomic_path, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 
 def run(context: Context) -> StepResult:
-    """Build the engine; the sidecar is written after it, so that an engine without one was never finished."""
+    """Build the engine, and compare it with the plan.
+
+    The sidecar is written last: an engine without one was never finished, or does not run as asked.
+
+    Raises:
+        CheckError: a layer does not run as asked, unless the config only wants a warning.
+    """
     section = context.config.build_engine
     if section is None:
         raise UsageError("the config has no [build-engine] section")
@@ -25,14 +34,21 @@ def run(context: Context) -> StepResult:
     compiler = choose_compiler(section.runtime)
     options = build_options(section, context.device, timing_caches=workspace.timing_caches)
     title = f"build-engine: {compiler.name}{_last_build(workspace)}"
+    workspace.sidecar.unlink(missing_ok=True)
     with context.reporter.spinner(title), atomic_path(workspace.engine) as temporary:
         info = compiler.build(workspace.onnx, temporary, options)
-    write_json(workspace.sidecar, info.to_json())
     for note in info.notes:
         log.warning("build-engine: %s", note)
+    plan = Plan.from_json(read_json(final_plan(context.config, workspace), made_by="quantize"))
+    exported = layer_precisions(workspace.onnx, names_in(plan))
+    receipt = receipt_from(plan, exported, info, onnx_sha256=info.onnx_sha256)
+    write_json(workspace.receipt, receipt.to_json())
+    if receipt.mismatches:
+        _complain(receipt, plan, workspace, section)
+    write_json(workspace.sidecar, info.to_json())
     return StepResult(
         headline=f"{workspace.engine}, {info.runtime} {info.version} for {_target(info)}, {info.bytes / 1e6:.2f} MB",
-        outputs=[workspace.engine, workspace.sidecar],
+        outputs=[workspace.engine, workspace.receipt, workspace.sidecar],
         summary={
             "onnx_path": str(workspace.onnx),
             "trt_engine_path": str(workspace.engine),
@@ -42,7 +58,25 @@ def run(context: Context) -> StepResult:
             "build_seconds": info.seconds,
             "bytes": info.bytes,
             "notes": list(info.notes),
+            "precision": {"layers": receipt.counts, "differ": [layer.name for layer in receipt.mismatches]},
         },
+        remarks=[f"precision of the layers: {receipt.summary()}"],
+    )
+
+
+def _complain(receipt: Receipt, plan: Plan, workspace: Workspace, section: BuildEngineSection) -> None:
+    """Say which layers do not run as asked: as a warning where the config wants that, else as an error."""
+    lines = [f"{len(receipt.mismatches)} of {len(receipt.layers)} layers do not run as asked:"]
+    lines += [f"  {layer.describe()}" for layer in receipt.mismatches]
+    if section.on_mismatch == "warn":
+        log.warning("build-engine: %s", "\n".join(lines))
+        return
+    rules = [f"  {rule}" for rule in receipt.rules(plan)]
+    paste = ["put this first into [quantize] rules:", *rules] if rules else ["see `masert explain`,"]
+    raise CheckError(
+        "\n".join(lines),
+        where=str(workspace.engine),
+        fix="\n".join([*paste, 'or set [build-engine] on_mismatch = "warn"']),
     )
 
 

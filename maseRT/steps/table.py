@@ -121,7 +121,7 @@ def _analyzed(config: Config, workspace: Workspace) -> list[Path]:
     if config.export is not None:
         paths += [workspace.onnx, workspace.float_onnx]
     if config.build_engine is not None:
-        paths += [workspace.engine, workspace.sidecar]
+        paths += [workspace.engine, workspace.receipt, workspace.sidecar]
     if config.onnxruntime is not None:
         paths += [workspace.onnxruntime, *(workspace.onnxrt_model(mode) for mode in config.onnxruntime.modes)]
     return paths
@@ -188,5 +188,6 @@ def producers(workspace: Workspace) -> dict[Path, str]:
         **{workspace.onnxrt_model(mode): "onnxruntime" for mode in get_args(OnnxRuntimeMode)},
         workspace.onnxruntime: "onnxruntime",
         workspace.engine: "build-engine",
+        workspace.receipt: "build-engine",
         workspace.sidecar: "build-engine",
     }

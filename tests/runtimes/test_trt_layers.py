@@ -117,3 +117,21 @@ def test_an_int8_pool_is_int8(built):
     pool = ("MaxPool", ["d"], "p", "pool", {"kernel_shape": [2, 2], "strides": [2, 2]})
     nodes = [*pairs[:2], pool, *pairs[2:]]
     assert executed(built(nodes, shape=("batch", 16, 8, 8), constants=scale), "pool") == "int8"
+
+
+def test_what_has_no_name_is_not_taken_for_a_conversion(built):
+    rng = np.random.default_rng(0)
+    constants = {name: rng.normal(size=(1, 32, 8)).astype(np.float32) for name in ("w", "r")}
+    layers = built(
+        [("LSTM", ["input", "w", "r"], "output", "lstm", {"hidden_size": 8})], shape=(3, 2, 8), constants=constants
+    )
+    products = [layer for layer in layers if layer.type == "gemm"]
+    assert products
+    assert not any(layer.converts_only for layer in products)
+
+
+def test_only_a_products_kernel_tells_how_it_runs(layers):
+    scaling = [each for each in layers if "node_conv2d_1" in each.nodes and each.type == "kgen"]
+    assert scaling
+    assert executed(layers, "body", ["node_conv2d_1"]) == "int8"
+    assert executed(scaling, "body", ["node_conv2d_1"]) == "not observed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -18,6 +18,8 @@ CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Identity
 _WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "int8")
 _QUANTIZED = frozenset({"fp8", "int8"})
 _GENERATED = frozenset({"kgen", "pointwise", "pointwisev2"})
+_OPAQUE = frozenset({"myelin"})  # TensorRT 8: many operations in one layer, of which only the ends are told
+_CONVERTING = frozenset({"cast", "noop", "reformat"})
 _DTYPES = {
     "float": "fp32",
     "half": "fp16",
@@ -46,7 +48,8 @@ def layers_from_json(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
     """Return the layers of an engine inspector's JSON.
 
     Schemas are told apart by their keys: a tensor has "Format/Datatype" (TensorRT 8 and 10) or "Datatype" and "Format";
-    a convolution has its weights' type in "Weights" (8) or among "Constants".
+    a convolution has its weights' type in "Weights" (8) or among "Constants". Untested for want of engines: TensorRT
+    10 and 11, tensors whose type is "N/A due to dynamic shapes", and layers of the type Myelin (8).
 
     Raises:
         ValueError: not such a JSON.
@@ -61,11 +64,20 @@ def layers_from_log(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
     return tuple(_layer(_read_record(line), origin) for line in lines if line.startswith("Name: "))
 
 
-def executed(layers: Sequence[EngineLayer], torch_layer: str) -> str:
+def executed(layers: Sequence[EngineLayer], torch_layer: str, products: Collection[str] = ()) -> str:
     """Return how a torch layer runs in an engine: a precision, "fused into <torch layers>" or "not observed".
 
     A layer split over engine layers of several precisions gives them all, widest first: "fp16+int8".
+
+    Args:
+        layers: of the engine.
+        torch_layer: its name.
+        products: ONNX nodes that multiply with the layer's weights. Where they are given, only the kernels that
+            compute them tell: what quantizes in front of such a kernel and what scales behind it is no evidence.
     """
+    multiplied = {precision for node in products for precision in _of_product(layers, node)}
+    if products:
+        return _joined(multiplied) or NOT_OBSERVED
     own = [layer for layer in layers if torch_layer in layer.owners]
     if own:
         return _precisions(layer for layer in own if _weights(layer.constants)) or _precisions(own) or NOT_OBSERVED
@@ -77,22 +89,39 @@ def executed(layers: Sequence[EngineLayer], torch_layer: str) -> str:
     return f"fused into {', '.join(owners)}"
 
 
+def _of_product(layers: Sequence[EngineLayer], node: str) -> set[str]:
+    """Return the precisions of the kernels that compute a product, integers alone where there are any.
+
+    A quantized product's name stands on the float scaling behind its kernel too.
+    """
+    silent = _GENERATED | _OPAQUE | _CONVERTING
+    found = {layer.precision for layer in layers if node in layer.nodes and layer.type.lower() not in silent}
+    return found & _QUANTIZED or found
+
+
 def _precisions(layers: Iterable[EngineLayer]) -> str:
-    found = {layer.precision for layer in layers}
-    return "+".join(kind for kind in _WIDEST_FIRST if kind in found)
+    return _joined({layer.precision for layer in layers})
+
+
+def _joined(precisions: set[str]) -> str:
+    return "+".join(kind for kind in _WIDEST_FIRST if kind in precisions)
 
 
 def _precision(layer: EngineLayer) -> str:
     """Return what a layer computes in; "" where its tensors do not tell.
 
-    That is its weights' type where an input has it too. A library kernel that reads nothing but integers computes in
-    them; a generated one converts them first, and may cast inside to where no tensor shows it.
+    That is its weights' type where an input has it too, or where the inputs' types are not told. A library kernel that
+    reads nothing but integers computes in them; a generated one converts them first, and may cast inside to where no
+    tensor shows it.
     """
+    if layer.type.lower() in _OPAQUE:
+        return ""
     taken = {tensor.dtype for tensor in layer.inputs}.intersection(_WIDEST_FIRST)
     weights = _weights(layer.constants)
-    if weights in taken:
-        return weights
     generated = layer.type.lower() in _GENERATED
+    untold = layer.inputs and not any(tensor.dtype for tensor in layer.inputs)  # "N/A due to dynamic shapes"
+    if weights in taken or (untold and not generated):
+        return weights
     if taken <= _QUANTIZED and not generated:
         return "+".join(sorted(taken))
     floats = taken.union(tensor.dtype for tensor in layer.outputs).intersection(_WIDEST_FIRST) - _QUANTIZED
@@ -118,12 +147,14 @@ def _weights(constants: Iterable[EngineTensor]) -> str:
 
 
 def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
-    name = raw["Name"]
-    nodes = tuple(dict.fromkeys(_nodes(raw.get("Metadata", ""), name, origin)))
+    name, kind = raw["Name"], raw.get("LayerType", "")
+    converting = kind.lower() in _CONVERTING
+    # A copy in front of a layer is named after that layer.
+    nodes = () if converting else tuple(dict.fromkeys(_nodes(raw.get("Metadata", ""), name, origin)))
     computes = [node for node in nodes if origin.ops[node] not in CONVERSIONS]
     layer = EngineLayer(
         name=name,
-        type=raw.get("LayerType", ""),
+        type=kind,
         inputs=_tensors(raw.get("Inputs")),
         outputs=_tensors(raw.get("Outputs")),
         constants=_tensors(raw.get("Constants")) + _weights_by_type(raw.get("Weights")),
@@ -131,7 +162,7 @@ def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
         nodes=nodes,
         onnx_layers=_named(origin.layers[node] for node in computes),
         owners=_named(origin.layers[node] for node in computes if origin.ops[node] in MATRIX_OPS),
-        converts_only=bool(raw.get("Inputs")) and not computes,
+        converts_only=converting or (bool(nodes) and not computes),
     )
     return replace(layer, precision=_precision(layer))
 

@@ -1,0 +1,315 @@
+"""The precision receipt: what each layer was asked to run in, what the ONNX file says, and what the engine executes.
+
+Pure functions of a plan, an exported file's facts and an engine's layers; torch is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from maseRT.errors import StepError
+from maseRT.onnx_graph import ExportedLayer
+from maseRT.plan import NO_BF16_FORM, OUTPUT, LayerPlan, Plan
+from maseRT.precision import Precision
+from maseRT.runtimes.base import EngineInfo, EngineLayer
+from maseRT.runtimes.trt.layers import NOT_OBSERVED, executed
+
+SCHEMA = 1
+
+_DATA = frozenset(("fp32", "fp16", "bf16", "fp8", "int8"))
+_WIDTH = {"int8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
+
+
+class Verdict(StrEnum):
+    """What a layer's receipt comes to. Only DIFFERS is a mismatch.
+
+    SAME_VALUES: a float layer without weights runs in integers. With no scales but those of the Q/DQ pairs, a compiler
+    can only have moved the quantization from behind the layer to its front, as it may across a max pool or a reshape.
+    """
+
+    AS_ASKED = "as asked"
+    SAME_VALUES = "same values"
+    DIFFERS = "differs"
+    FUSED = "fused"
+    NOT_OBSERVED = "not observed"
+    NOTHING = "nothing to run"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An engine layer.
+
+    Attributes:
+        name: the engine's name for it.
+        layer: the plan's layer that it belongs to, that with the product where it fuses several; "" where untold.
+        type: the engine's word for its kind.
+        tactic: the kernel, where known.
+        precision: what it computes in; "" where its tensors do not tell.
+        reads: types of its inputs, without constants.
+        writes: types of its outputs.
+        converts: it changes types or memory layouts and computes nothing.
+        ms: mean time of one inference; None where it was not measured.
+    """
+
+    name: str
+    layer: str
+    type: str
+    tactic: str
+    precision: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    converts: bool
+    ms: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerReceipt:
+    """One layer of the plan.
+
+    Attributes:
+        name: of the layer.
+        type: its class.
+        asked: the plan's precision.
+        exported: that of its nodes in the ONNX file, "folded into <layer>", or "no nodes".
+        executed: that of its kernels, "fused into <layers>", "not observed", or "" where there is nothing to run.
+        verdict: what that comes to.
+    """
+
+    name: str
+    type: str
+    asked: str
+    exported: str
+    executed: str
+    verdict: Verdict
+
+    def describe(self) -> str:
+        """Return the layer's fate in one line."""
+        then = f", exported as {self.exported}" if self.exported != self.asked else ""
+        return f"{self.name} ({self.type}): asked {self.asked}{then}, runs in {self.executed or 'nothing'}"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """An engine's receipt.
+
+    Attributes:
+        runtime: that built it; "" without an engine.
+        version: of the runtime.
+        target: compute capability that it was built for.
+        onnx_sha256: of the ONNX file.
+        observed_from: "inspector", "build log", or "" where the engine's layers could not be observed.
+        layers: of the plan, in its order.
+        kernels: the engine's layers that handle data, in the order of execution.
+    """
+
+    runtime: str
+    version: str
+    target: str
+    onnx_sha256: str
+    observed_from: str
+    layers: tuple[LayerReceipt, ...]
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def mismatches(self) -> tuple[LayerReceipt, ...]:
+        """The layers that do not run as asked."""
+        return tuple(layer for layer in self.layers if layer.verdict is Verdict.DIFFERS)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many layers there are of each verdict."""
+        return {str(verdict): sum(layer.verdict is verdict for layer in self.layers) for verdict in Verdict}
+
+    @property
+    def converting(self) -> tuple[Kernel, ...]:
+        """The kernels that only change types or layouts."""
+        return tuple(kernel for kernel in self.kernels if kernel.converts)
+
+    @property
+    def converting_share(self) -> float | None:
+        """The share of the engine's time that goes to them, 0 to 1; None where the time is not known."""
+        total = _time(self.kernels)
+        return _time(self.converting) / total if total else None
+
+    def kernels_of(self, layer: str) -> tuple[Kernel, ...]:
+        """Return the kernels that belong to a layer of the plan."""
+        return tuple(kernel for kernel in self.kernels if kernel.layer == layer)
+
+    def ms_of(self, layer: str) -> float | None:
+        """Return the time of a layer's own kernels; None where it is not known."""
+        return _time(self.kernels_of(layer)) or None
+
+    def with_times(self, times_ms: Mapping[str, float]) -> Receipt:
+        """Return the receipt with the times of kernels, by name."""
+        return replace(self, kernels=tuple(replace(each, ms=times_ms.get(each.name)) for each in self.kernels))
+
+    def summary(self) -> str:
+        """Return the counts in one sentence."""
+        told = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items() if count)
+        return f"{told} ({f'from the {self.observed_from}' if self.observed_from else 'the engine tells no layers'})"
+
+    def conversions(self) -> str:
+        """Return what type and layout changes cost, in one sentence; "" where the engine's layers are not known."""
+        if not self.kernels:
+            return ""
+        share = self.converting_share
+        time = f", {share:.1%} of the time" if share is not None else ""
+        return f"{len(self.converting)} of {len(self.kernels)} kernels only change types or layouts{time}"
+
+    def rules(self, plan: Plan) -> list[str]:
+        """Return [quantize] rules, in TOML, that end the mismatches.
+
+        A layer that runs in a wider type than asked for may as well be asked for that type. One that runs in a narrower
+        float has its casts too close: compilers take Cast, Conv, Cast for a convolution in the outer type, but leave
+        one alone whose readers share its type. A layer that is exported wrongly has no rule.
+        """
+        rules: dict[str, str] = {}
+        for layer in self.mismatches:
+            if layer.exported != layer.asked or layer.executed not in _WIDTH:
+                continue
+            narrowed = _WIDTH[layer.executed] < _WIDTH[layer.asked]
+            readers = [reader for writer, reader in plan.flow if writer == layer.name and reader != OUTPUT]
+            names, precision = (readers, layer.asked) if narrowed and readers else ([layer.name], layer.executed)
+            rules |= {name: f'{{ name = "{name}", precision = "{precision}" }},' for name in names}
+        return list(rules.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], *, where: str) -> Receipt:
+        """Return what `to_json` gave.
+
+        Raises:
+            StepError: it is no receipt of this version.
+        """
+        try:
+            fields = {key: value for key, value in raw.items() if key != "schema"}
+            layers = tuple(LayerReceipt(**{**each, "verdict": Verdict(each["verdict"])}) for each in raw["layers"])
+            kernels = tuple(
+                Kernel(**{**each, "reads": tuple(each["reads"]), "writes": tuple(each["writes"])})
+                for each in raw["kernels"]
+            )
+            return cls(**{**fields, "layers": layers, "kernels": kernels})
+        except (KeyError, TypeError, ValueError) as error:
+            raise StepError(
+                f"not a precision receipt: {error!r}", where=where, fix="run `masert build-engine` again with --force"
+            ) from error
+
+
+def names_in(plan: Plan) -> list[str]:
+    """Return every name that a layer of a plan goes by: those under which an exported file may hold it."""
+    return [name for layer in plan.layers for name in (layer.name, *layer.aliases)]
+
+
+def receipt_from(
+    plan: Plan, exported: Mapping[str, ExportedLayer], info: EngineInfo | None, *, onnx_sha256: str
+) -> Receipt:
+    """Compare a plan with what was made of it.
+
+    Args:
+        plan: what was asked.
+        exported: name -> how the ONNX file holds the layer; see `maseRT.onnx_graph.layer_precisions`.
+        info: the engine; None where there is none.
+        onnx_sha256: of the ONNX file.
+    """
+    found = {
+        layer.name: _merged([exported[name] for name in (layer.name, *layer.aliases) if name in exported])
+        for layer in plan.layers
+    }
+    hosts = {fold.batchnorm: fold.layer for fold in plan.folds}
+    layers = info.layers if info is not None and info.layers is not None else ()
+    return Receipt(
+        runtime=info.runtime if info is not None else "",
+        version=info.version if info is not None else "",
+        target=info.target if info is not None else "",
+        onnx_sha256=onnx_sha256,
+        observed_from=info.layers_from if info is not None else "",
+        layers=tuple(_layer(layer, found[layer.name], hosts.get(layer.name), layers) for layer in plan.layers),
+        kernels=tuple(_kernel(layer, found) for layer in layers if _handles_data(layer)),
+    )
+
+
+def _merged(parts: Sequence[ExportedLayer]) -> ExportedLayer | None:
+    """Join what a shared layer is exported as at its places."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return ExportedLayer(
+        precision=_joined(part.precision for part in parts),
+        float=_joined(part.float for part in parts),
+        nodes=tuple(node for part in parts for node in part.nodes),
+        products=tuple(node for part in parts for node in part.products),
+    )
+
+
+def _joined(precisions: Iterable[str]) -> str:
+    return "+".join(sorted({each for precision in precisions for each in precision.split("+")}))
+
+
+def _layer(
+    layer: LayerPlan, exported: ExportedLayer | None, host: str | None, engine: Sequence[EngineLayer]
+) -> LayerReceipt:
+    asked = str(layer.precision)
+    if exported is None:
+        lost = layer.precision is Precision.INT8 and host is None
+        text = f"folded into {host}" if host is not None else "no nodes"
+        verdict = Verdict.DIFFERS if lost else Verdict.NOTHING
+        return LayerReceipt(layer.name, layer.type, asked, text, "", verdict)
+    runs_in = executed(engine, layer.name, exported.products)
+    wanted = {asked, "bf16"} if layer.reason.endswith(NO_BF16_FORM) else {asked}
+    verdict = _verdict(asked, wanted, exported, runs_in)
+    return LayerReceipt(layer.name, layer.type, asked, exported.precision, runs_in, verdict)
+
+
+def _verdict(asked: str, wanted: set[str], exported: ExportedLayer, runs_in: str) -> Verdict:
+    """Judge one layer. Of one without weights it is enough that a part of it shows the type that was asked for.
+
+    Args:
+        asked: the plan's precision.
+        wanted: what it may be executed in.
+        exported: its form in the ONNX file.
+        runs_in: what `executed` says.
+    """
+    if exported.precision != asked:
+        return Verdict.DIFFERS
+    if runs_in == NOT_OBSERVED:
+        return Verdict.NOT_OBSERVED
+    shown = set(runs_in.split("+"))
+    if not _DATA.issuperset(shown):
+        return Verdict.FUSED
+    if shown <= wanted or (shown & wanted and not exported.products):
+        return Verdict.AS_ASKED
+    return Verdict.SAME_VALUES if shown == {"int8"} and not exported.products else Verdict.DIFFERS
+
+
+def _kernel(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) -> Kernel:
+    return Kernel(
+        name=layer.name,
+        layer=_home(layer, exported),
+        type=layer.type,
+        tactic=layer.tactic,
+        precision=layer.precision,
+        reads=tuple(tensor.dtype for tensor in layer.inputs),
+        writes=tuple(tensor.dtype for tensor in layer.outputs),
+        converts=layer.converts_only,
+    )
+
+
+def _home(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) -> str:
+    nodes = set(layer.nodes)
+    parts = {name: each for name, each in exported.items() if each is not None and nodes.intersection(each.nodes)}
+    owner = next((name for name, each in parts.items() if nodes.intersection(each.products)), None)
+    return owner or next(iter(parts), "")
+
+
+def _handles_data(layer: EngineLayer) -> bool:
+    """Leave out what computes shapes and loop counters."""
+    return any(tensor.dtype in _DATA or not tensor.dtype for tensor in (*layer.inputs, *layer.outputs))
+
+
+def _time(kernels: Iterable[Kernel]) -> float:
+    return sum(kernel.ms or 0.0 for kernel in kernels)
