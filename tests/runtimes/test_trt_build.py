@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from maseRT.runtimes.tensorrt_rtx import FLAVOUR as RTX
 from maseRT.runtimes.trt import build as module
 from maseRT.runtimes.trt import flavour
 from maseRT.runtimes.trt.build import target_capability
+from maseRT.runtimes.trt.log import make
+from maseRT.runtimes.trt.network import parse
+from maseRT.runtimes.trt.onnx_facts import read_onnx
 from maseRT.runtimes.trt.timing import TimingCache
 
 BATCH = BatchRange(1, 4, 8)
@@ -194,8 +198,8 @@ def test_a_broken_timing_cache_is_replaced_with_a_word(tmp_path):
     path = tmp_path / "timing.cache"
     path.write_bytes(b"rubbish")
     config = tensorrt_rtx.Builder(logger_for(tensorrt_rtx)).create_builder_config()
-    notes = TimingCache(tensorrt_rtx, config, path).save()
-    assert notes == ["the timing cache timing.cache did not fit and was replaced"]
+    (note,) = TimingCache(tensorrt_rtx, config, path).save()
+    assert note.startswith("the timing cache timing.cache did not fit and was replaced: ")
     assert path.read_bytes() != b"rubbish"
 
 
@@ -207,3 +211,67 @@ def test_a_first_timing_cache_needs_no_word(tmp_path):
     config = tensorrt_rtx.Builder(logger_for(tensorrt_rtx)).create_builder_config()
     assert TimingCache(tensorrt_rtx, config, path).save() == []
     assert path.stat().st_size > 0
+
+
+class WeakConfig:
+    """The flags of a weakly typed library's builder configuration."""
+
+    def __init__(self):
+        self.flags = []
+
+    def set_flag(self, flag):
+        self.flags.append(flag)
+
+
+def _weak_library():
+    names = ("INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS")
+    kinds = SimpleNamespace(FLOAT="float", HALF="half")
+    return SimpleNamespace(
+        __name__="weak", __version__="8", DataType=kinds, BuilderFlag=SimpleNamespace(**{n: n for n in names})
+    )
+
+
+def test_a_file_without_fp16_gets_no_fp16_kernels(linear_onnx):
+    config = WeakConfig()
+    assert module._set_types(_weak_library(), None, config, read_onnx(linear_onnx).for_tensorrt_8()) == []
+    assert config.flags == []
+
+
+def test_a_weakly_typed_build_says_how_many_layers_were_told_their_type(mixed_onnx):
+    onnx = read_onnx(mixed_onnx).for_tensorrt_8()
+    builder = make(tensorrt_rtx, "Builder")
+    real = parse(tensorrt_rtx, builder, onnx)
+    typed = set()
+
+    class Told:
+        def __init__(self, layer):
+            self.__dict__["layer"] = layer
+
+        def __getattr__(self, name):
+            return getattr(self.layer, name)
+
+        def __setattr__(self, name, value):
+            typed.add((self.layer.name, value))
+
+        def set_output_type(self, index, kind):
+            typed.add((self.layer.name, kind))
+
+    trt = _weak_library()
+    trt.DataType = tensorrt_rtx.DataType
+    config, network = (
+        WeakConfig(),
+        SimpleNamespace(num_layers=real.num_layers, get_layer=lambda i: Told(real.get_layer(i))),
+    )
+    notes = module._set_types(trt, network, config, onnx)
+    assert config.flags == ["INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"]
+    assert notes == [
+        f"weakly typed: {len(typed)} of {real.num_layers} layers told their type, the others left to the builder"
+    ]
+    assert {kind for _, kind in typed} == {tensorrt_rtx.DataType.FLOAT, tensorrt_rtx.DataType.HALF}
+
+
+def test_a_type_that_the_library_lacks_is_said(mixed_onnx):
+    trt = _weak_library()
+    del trt.BuilderFlag.FP16
+    with pytest.raises(UsageError, match="weak 8 knows no FP16"):
+        module._set_types(trt, None, WeakConfig(), read_onnx(mixed_onnx).for_tensorrt_8())

@@ -6,7 +6,7 @@ import pytest
 import tensorrt_rtx
 
 from maseRT.runtimes.trt.log import make
-from maseRT.runtimes.trt.network import constrain_types, parse
+from maseRT.runtimes.trt.network import constrain_types, parse, set_io_types
 from maseRT.runtimes.trt.onnx_facts import read_onnx
 
 
@@ -25,10 +25,12 @@ class Told:
         self.output_types[index] = kind
 
 
-@pytest.fixture(scope="module")
-def told(mixed_onnx):
+@pytest.fixture(scope="module", params=["as exported", "for TensorRT 8"])
+def told(mixed_onnx, request):
     """The layers of the Mixed model after they were told their types: name -> Told; and how many were."""
     onnx = read_onnx(mixed_onnx)
+    if request.param == "for TensorRT 8":
+        onnx = onnx.for_tensorrt_8()
     builder = make(tensorrt_rtx, "Builder")
     network = parse(tensorrt_rtx, builder, onnx)
     layers = [Told(network.get_layer(index)) for index in range(network.num_layers)]
@@ -64,12 +66,22 @@ def test_what_quantization_decides_stays_free(told):
 
 
 def test_casts_constants_and_qdq_keep_their_own_types(told):
-    own = {"CAST", "CONSTANT", "QUANTIZE", "DEQUANTIZE"}
-    typed = [layer for layer in told[0].values() if layer.type.name in own]
-    assert {layer.type.name for layer in typed} == own
+    own = {"CONSTANT", "QUANTIZE", "DEQUANTIZE"}
+    typed = [layer for layer in told[0].values() if layer.type.name in own | {"CAST"}]
+    assert {layer.type.name for layer in typed} - {"CAST"} == own
     assert all(layer.precision is None for layer in typed)
 
 
 def test_the_number_of_layers_is_told(told):
     layers, count, _ = told
     assert count == sum(layer.precision is not None for layer in layers.values()) > 4
+
+
+def test_inputs_and_outputs_get_the_files_types():
+    tensors = [SimpleNamespace(name=name, dtype="as parsed") for name in ("x", "y", "z")]
+    network = SimpleNamespace(
+        num_inputs=2, num_outputs=1, get_input=tensors.__getitem__, get_output=lambda index: tensors[2 + index]
+    )
+    set_io_types(tensorrt_rtx, network, {"x": "float16", "y": "float32", "z": "float16"})
+    half = tensorrt_rtx.DataType.HALF
+    assert [tensor.dtype for tensor in tensors] == [half, "as parsed", half]

@@ -40,6 +40,50 @@ def test_only_nodes_that_quantization_leaves_alone_have_types_of_their_own(facts
     assert not quantized & set(facts.float_nodes())
 
 
+def test_for_tensorrt_8_types_are_remembered_instead_of_written(facts):
+    import onnx
+
+    rewritten = facts.for_tensorrt_8()
+    assert rewritten.sha256 == facts.sha256
+    assert rewritten.floats == facts.floats
+    assert not any(node.op_type == "Cast" for node in rewritten.model.graph.node)
+    inferred = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(rewritten.data)).graph
+    kinds = {value.type.tensor_type.elem_type for value in inferred.value_info}
+    kinds |= {tensor.data_type for tensor in inferred.initializer}
+    assert onnx.TensorProto.FLOAT16 not in kinds
+    types = {facts.layers[node]: kind for node, kind in rewritten.float_nodes().items()}
+    assert types["halved"] == "float16"
+    assert types["full"] == types["pool"] == types["head"] == "float32"
+    assert not {"stem", "body"} & set(types)
+    assert any(node.op_type == "Cast" for node in facts.model.graph.node), "the file itself must stay"
+
+
+def test_a_whole_chain_around_qdq_stays_free(onnx_file):
+    """Until the next operator that computes with weights of its own."""
+    scale = np.float32(0.1), np.int8(0)
+    nodes = [
+        ("QuantizeLinear", ["input", "s", "z"], "q", "stem.input_quantizer", {}),
+        ("DequantizeLinear", ["q", "s", "z"], "dq", "stem.input_quantizer", {}),
+        ("MatMul", ["dq", "w"], "mm", "stem", {}),
+        ("Add", ["mm", "b"], "biased", "stem", {}),
+        ("Relu", ["biased"], "act", "act", {}),
+        ("Reshape", ["act", "size"], "flat", "", {}),
+        ("MatMul", ["flat", "w"], "float", "body", {}),
+        ("Softmax", ["float"], "soft", "soft", {}),
+        ("Mul", ["soft", "b"], "scaled", "", {}),
+        ("QuantizeLinear", ["scaled", "s", "z"], "q2", "head.input_quantizer", {}),
+        ("DequantizeLinear", ["q2", "s", "z"], "output", "head.input_quantizer", {}),
+    ]
+    constants = {
+        "s": scale[0],
+        "z": scale[1],
+        "w": np.ones((4, 4), np.float32),
+        "b": np.ones(4, np.float32),
+        "size": np.int64([-1, 4]),
+    }
+    assert set(read_onnx(onnx_file(nodes, constants=constants)).float_nodes()) == {"node_float", "node_soft"}
+
+
 def test_a_float_model_has_no_quantization(linear_onnx):
     facts = read_onnx(linear_onnx)
     assert not facts.has_qdq

@@ -16,7 +16,7 @@ from maseRT.runtimes.base import BuildOptions, EngineInfo, EngineLayer, Profile,
 from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_use_gpu
 from maseRT.runtimes.trt.layers import Origin, layers_from_json, layers_from_log
 from maseRT.runtimes.trt.log import Heard, listening, make
-from maseRT.runtimes.trt.network import constrain_types, parse
+from maseRT.runtimes.trt.network import constrain_types, parse, set_io_types, types_strongly
 from maseRT.runtimes.trt.onnx_facts import OnnxFile, read_onnx
 from maseRT.runtimes.trt.timing import TimingCache
 
@@ -38,13 +38,18 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
     onnx = read_onnx(path)
     target, notes = target_capability(flavour, options)
     profiles = profiles_for(onnx, options)
+    types_of_io = {spec.name: spec.dtype for spec in (*onnx.inputs, *onnx.outputs)}
+    if not types_strongly(trt):
+        onnx = onnx.for_tensorrt_8()
     with listening(trt) as heard:
         builder = _builder(trt, _select_gpu(flavour, options))
         network = parse(trt, builder, onnx)
         config = _configure(trt, builder, onnx, options)
         if flavour.ahead_of_time:
             _set_target(trt, config, target)
-        notes += _set_types(trt, network, config, onnx)
+        if not types_strongly(trt):
+            set_io_types(trt, network, types_of_io)
+            notes += _set_types(trt, network, config, onnx)
         _add_profiles(builder, config, profiles)
         cache_file = timing_cache_file(flavour, trt.__version__, options)
         timing = TimingCache(trt, config, cache_file)
@@ -245,9 +250,7 @@ def _set_target(trt: Any, config: Any, capability: str) -> None:
 
 
 def _set_types(trt: Any, network: Any, config: Any, onnx: OnnxFile) -> list[str]:
-    """Make a weakly typed network compute in the ONNX file's types; a strongly typed one does anyway."""
-    if not hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS") or _strongly_typed(trt, network):
-        return []
+    """Make a weakly typed network compute in the ONNX file's types."""
     flags = {"INT8": onnx.has_qdq, "FP16": "float16" in onnx.floats, "BF16": "bfloat16" in onnx.floats}
     for name in (name for name, needed in flags.items() if needed):
         if not hasattr(trt.BuilderFlag, name):
@@ -261,12 +264,7 @@ def _set_types(trt: Any, network: Any, config: Any, onnx: OnnxFile) -> list[str]
         return []
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     count = constrain_types(trt, network, onnx.float_nodes())
-    return [f"weakly typed: {count} layers told their precision one by one"]
-
-
-def _strongly_typed(trt: Any, network: Any) -> bool:
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return flag is not None and bool(network.get_flag(flag))
+    return [f"weakly typed: {count} of {network.num_layers} layers told their type, the others left to the builder"]
 
 
 def _add_profiles(builder: Any, config: Any, profiles: tuple[Profile, ...]) -> None:

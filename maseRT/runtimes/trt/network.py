@@ -55,6 +55,15 @@ def parse(trt: Any, builder: Any, onnx: OnnxFile) -> Any:
     )
 
 
+def types_strongly(trt: Any) -> bool:
+    """Tell whether the library takes a network's types from the file.
+
+    The first that does is also the first whose parser reads opset 18 and FP16 scales of Q/DQ; which opsets a parser
+    reads cannot be asked.
+    """
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
 def constrain_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
     """Set precision and output types of a weakly typed network's layers; return how many were set.
 
@@ -75,6 +84,19 @@ def constrain_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
             layer.set_output_type(index, data_types[kind])
         count += 1
     return count
+
+
+def set_io_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
+    """Give the inputs and outputs of a weakly typed network the file's types, which widening has changed.
+
+    Args:
+        types: tensor name -> numpy's name of its type.
+    """
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    for tensor in (*inputs, *outputs):
+        if types.get(tensor.name) == "float16":
+            tensor.dtype = trt.DataType.HALF
 
 
 def _nodes_of(layer: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 FLOATS = ("float32", "float16", "bfloat16")
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Gelu", "HardSwish", "HardSigmoid"})
+_PASSES_QDQ_ON = frozenset(
+    {
+        *("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "Gelu", "HardSwish", "HardSigmoid", "Elu", "Mish"),
+        *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"),
+        *("Add", "Sub", "Mul", "Concat"),
+        *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity", "Pad", "Resize"),
+    }
+)
+"""What TensorRT fuses into its neighbours or moves Q/DQ across."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +36,15 @@ class OnnxFile:
 
     Attributes:
         data: the file's bytes.
-        sha256: of those bytes.
+        sha256: of the file.
+        types_before: `node_types` of the file, where `data` and `model` are a rewrite of it.
     """
 
     path: Path
     data: bytes
     model: ModelProto
     sha256: str
+    types_before: Mapping[str, str] | None = None
 
     @property
     def opset(self) -> int:
@@ -46,6 +56,11 @@ class OnnxFile:
         """The inputs, without initializers that are listed among them."""
         constants = {tensor.name for tensor in self.model.graph.initializer}
         return tuple(_spec(value.name, value.type) for value in self.model.graph.input if value.name not in constants)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs."""
+        return tuple(_spec(value.name, value.type) for value in self.model.graph.output)
 
     @cached_property
     def layers(self) -> dict[str, str]:
@@ -63,8 +78,10 @@ class OnnxFile:
         return "QuantizeLinear" in self.ops.values()
 
     @cached_property
-    def node_types(self) -> dict[str, str]:
-        """Node name -> numpy's name of the type of its first output, where inference finds one."""
+    def node_types(self) -> Mapping[str, str]:
+        """Node name -> numpy's name of the type that its first output has in the file, where inference finds one."""
+        if self.types_before is not None:
+            return self.types_before
         types = _tensor_types(self.model)
         return {node.name: types[node.output[0]] for node in self.model.graph.node if node.output[0] in types}
 
@@ -73,24 +90,57 @@ class OnnxFile:
         """The floating-point types among the tensors."""
         return frozenset(FLOATS) & frozenset(self.node_types.values())
 
+    def for_tensorrt_8(self) -> OnnxFile:
+        """Return the file as TensorRT 8.6 reads it: without FP16 tensors, of which the types are remembered."""
+        from onnx import ModelProto
+
+        from maseRT.onnx_compat import attribute_axes, for_tensorrt_8, widen
+
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        for_tensorrt_8(model)
+        attribute_axes(model.graph)
+        widen(model)
+        return replace(self, data=model.SerializeToString(), model=model, types_before=self.node_types)
+
     def float_nodes(self) -> dict[str, str]:
         """Return the floating-point nodes that quantization leaves alone, and their types.
 
-        A node that reads a DequantizeLinear or feeds a QuantizeLinear is left out, and so is an activation right
-        after one: the Q/DQ pairs decide how those are computed, and a type of their own would keep them from fusing.
+        A node that reads a DequantizeLinear or feeds a QuantizeLinear is left out, and so are activations, pools, adds
+        and the like around it: the Q/DQ pairs decide how those are computed, and TensorRT 8.6 finds no kernel for an
+        INT8 layer whose neighbour has a type of its own.
         """
+        left = {
+            node.name: self.node_types[node.name]
+            for node in self.model.graph.node
+            if self.node_types.get(node.name) in FLOATS
+            and node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Constant")
+        }
+        return {name: kind for name, kind in left.items() if name not in self._beside_qdq}
+
+    @cached_property
+    def _beside_qdq(self) -> set[str]:
+        """The nodes that read a DequantizeLinear or feed a QuantizeLinear, and what is fused with those."""
         nodes = self.model.graph.node
         maker = {name: node for node in nodes for name in node.output}
-        quantized = {name for node in nodes if node.op_type == "QuantizeLinear" for name in node.input[:1]}
-        reads_dq = {node.name for node in nodes if any(_makes(maker, name, "DequantizeLinear") for name in node.input)}
-        left: dict[str, str] = {}
+        around: dict[str, list[NodeProto]] = {node.name: [] for node in nodes}
         for node in nodes:
-            after = maker.get(node.input[0]) if node.input and node.op_type in _ACTIVATIONS else None
-            fuses = node.name in reads_dq or quantized.intersection(node.output) or (after and after.name in reads_dq)
-            kind = self.node_types.get(node.name, "")
-            if kind in FLOATS and not fuses and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                left[node.name] = kind
-        return left
+            for before in (maker[name] for name in node.input if name in maker):
+                around[node.name].append(before)
+                around[before.name].append(node)
+        reached = {
+            node.name
+            for node in nodes
+            if any(_makes(maker, name, "DequantizeLinear") for name in node.input)
+            or any(each.op_type == "QuantizeLinear" and each.input[0] in node.output for each in around[node.name])
+        }
+        todo = list(reached)
+        while todo:
+            beside = (each for each in around[todo.pop()] if self.node_types.get(each.name) in FLOATS)
+            found = {each.name for each in beside if each.op_type in _PASSES_QDQ_ON} - reached
+            reached |= found
+            todo += found
+        return reached
 
 
 def read_onnx(path: Path) -> OnnxFile:

@@ -1,0 +1,209 @@
+"""Rewrites for TensorRT 8.6's parser: what is left in the graph, and that results stay."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from maseRT.onnx_compat import attribute_axes, for_tensorrt_8, widen
+
+X = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+
+
+def model_of(nodes, constants=None, *, shape=("batch", 3, 4, 4), opset=20, kind=TensorProto.FLOAT):
+    """Return a model from `input` to `output`; each node is (operator, inputs, output, attributes)."""
+    made = [helper.make_node(op, i, [o], name=f"node_{o}", **attributes) for op, i, o, attributes in nodes]
+    graph = helper.make_graph(
+        made,
+        "g",
+        [helper.make_tensor_value_info("input", kind, shape)],
+        [helper.make_tensor_value_info("output", kind, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def run(model, x=X):
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": x})[0]
+
+
+def ops(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def quantized_half():
+    """An FP16 network: a quantized MatMul, an FP32 island, constants as initializers and nodes."""
+    rng = np.random.default_rng(1)
+    weight = rng.normal(size=(4, 4)).astype(np.float16)
+    half = TensorProto.FLOAT16
+    shift = numpy_helper.from_array(np.float16([0.25]))
+    return model_of(
+        [
+            ("Cast", ["input"], "x", {"to": half}),
+            ("QuantizeLinear", ["x", "scale", "zero"], "q", {}),
+            ("DequantizeLinear", ["q", "scale", "zero"], "dq", {}),
+            ("MatMul", ["dq", "weight"], "y", {}),
+            ("Constant", [], "shift", {"value": shift}),
+            ("Add", ["y", "shift"], "y2", {}),
+            ("Cast", ["y2"], "wide", {"to": TensorProto.FLOAT}),
+            ("Softmax", ["wide"], "soft", {"axis": -1}),
+            ("Cast", ["soft"], "narrow", {"to": half}),
+            ("Shape", ["narrow"], "size", {}),
+            ("Cast", ["size"], "sizes", {"to": half}),
+            ("Mul", ["narrow", "sizes"], "scaled", {}),
+            ("Cast", ["scaled"], "output", {"to": TensorProto.FLOAT}),
+        ],
+        {"weight": weight, "scale": np.float16(0.0201), "zero": np.int8(0)},
+    )
+
+
+def test_a_widened_model_computes_the_same_but_for_roundings_to_half():
+    model = quantized_half()
+    before = run(model)
+    widen(model)
+    after = run(model)
+    assert after.dtype == np.float32
+    np.testing.assert_allclose(after, before, rtol=4e-3, atol=4e-3)
+
+
+def test_nothing_of_a_widened_model_is_half():
+    model = quantized_half()
+    widen(model)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    kinds |= {tensor.data_type for tensor in inferred.initializer}
+    assert TensorProto.FLOAT16 not in kinds
+    assert not model.graph.value_info
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == "scale")
+    assert scale.data_type == TensorProto.FLOAT
+    assert numpy_helper.to_array(scale) == np.float16(0.0201)
+
+
+def test_only_casts_that_change_more_than_the_width_stay():
+    model = quantized_half()
+    widen(model)
+    (cast,) = (node for node in model.graph.node if node.op_type == "Cast")
+    assert cast.name == "node_sizes"
+    assert cast.attribute[0].i == TensorProto.FLOAT
+    assert model.graph.node[-1].op_type == "Identity"  # the output keeps its name
+    assert model.graph.node[0].input[0] == "input"
+
+
+def test_half_inputs_and_outputs_are_widened():
+    model = model_of([("Relu", ["input"], "output", {})], kind=TensorProto.FLOAT16)
+    widen(model)
+    np.testing.assert_array_equal(run(model), np.maximum(X, 0))
+
+
+def test_graphs_inside_nodes_are_widened():
+    half = TensorProto.FLOAT16
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["x", "two"], ["sum"], name="sum"),
+            helper.make_node("Cast", ["sum"], ["inner"], name="inner", to=TensorProto.FLOAT),
+        ],
+        "body",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.float16(2), "two")],
+    )
+    model = model_of(
+        [
+            ("Cast", ["input"], "x", {"to": half}),
+            ("If", ["yes"], "output", {"then_branch": body, "else_branch": body}),
+        ],
+        {"yes": np.array(True)},
+    )
+    widen(model)
+    np.testing.assert_array_equal(run(model), X + 2)
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2], [3, -2]])
+def test_a_mean_over_an_image_is_a_pool(axes):
+    model = model_of([("ReduceMean", ["input", "axes"], "output", {"keepdims": 1})], {"axes": np.int64(axes)})
+    before = run(model)
+    for_tensorrt_8(model)
+    assert ops(model) == ["GlobalAveragePool"]
+    assert not model.graph.initializer
+    np.testing.assert_allclose(run(model), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("axes", "keepdims", "shape"),
+    [([2, 3], 0, ("n", 3, 4, 4)), ([1, 2, 3], 1, ("n", 3, 4, 4)), ([3], 1, ("n", 3, 4, 4)), ([1], 1, ("n", 4))],
+)
+def test_other_means_are_no_pools(axes, keepdims, shape):
+    nodes = [("ReduceMean", ["input", "axes"], "output", {"keepdims": keepdims})]
+    model = model_of(nodes, {"axes": np.int64(axes)}, shape=shape)
+    for_tensorrt_8(model)
+    assert ops(model) == ["ReduceMean"]
+
+
+@pytest.mark.parametrize("what", ["Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"])
+@pytest.mark.parametrize("constant", ["initializer", "node"])
+def test_axes_become_the_attribute_of_older_opsets(what, constant):
+    nodes = [(f"Reduce{what}", ["input", "axes"], "output", {"keepdims": 0})]
+    constants = {"axes": np.int64([1, -1])}
+    if constant == "node":
+        nodes.insert(0, ("Constant", [], "axes", {"value": numpy_helper.from_array(constants.pop("axes"))}))
+    model = model_of(nodes, constants)
+    before = run(model, abs(X))
+    attribute_axes(model.graph)
+    (node,) = model.graph.node
+    assert list(node.input) == ["input"]
+    assert {each.name: helper.get_attribute_value(each) for each in node.attribute} == {"keepdims": 0, "axes": [1, -1]}
+    assert not model.graph.initializer
+    # With opset 17 the node says the same as before.
+    model.opset_import[0].version = 17
+    np.testing.assert_allclose(run(model, abs(X)), before, rtol=1e-5)
+
+
+def test_reductions_that_older_opsets_cannot_say_stay():
+    computed = [("Identity", ["given"], "axes", {}), ("ReduceMax", ["input", "axes"], "output", {})]
+    each = [("ReduceSumSquare", ["input"], "output", {"noop_with_empty_axes": 1})]
+    total = [("ReduceSum", ["input", "given"], "output", {})]
+    for nodes in (computed, each, total):
+        model = model_of(nodes, {"given": np.int64([1])})
+        before = [node.SerializeToString() for node in model.graph.node]
+        attribute_axes(model.graph)
+        assert [node.SerializeToString() for node in model.graph.node] == before
+
+
+def test_all_axes_need_no_attribute():
+    model = model_of([("ReduceMax", ["input"], "output", {"noop_with_empty_axes": 0, "keepdims": 0})])
+    attribute_axes(model.graph)
+    assert [each.name for each in model.graph.node[0].attribute] == ["keepdims"]
+
+
+def test_parts_of_shapes_are_cut_by_slices():
+    model = model_of([("Shape", ["input"], "size", {"start": 1, "end": 3}), ("Cast", ["size"], "output", {"to": 1})])
+    before = run(model)
+    for_tensorrt_8(model)
+    assert ops(model) == ["Shape", "Slice", "Cast"]
+    assert not model.graph.node[0].attribute
+    np.testing.assert_array_equal(run(model), before)
+
+
+def test_zero_states_of_recurrent_nodes_are_left_out():
+    rng = np.random.default_rng(2)
+    constants = {
+        "w": rng.normal(size=(1, 8, 4)).astype(np.float32),
+        "r": rng.normal(size=(1, 8, 2)).astype(np.float32),
+        "b": rng.normal(size=(1, 16)).astype(np.float32),
+        "size": np.int64([1, 4, 2]),
+        "state": rng.normal(size=(1, 4, 2)).astype(np.float32),
+    }
+    zeros = ("ConstantOfShape", ["size"], "zeros", {})
+    for states, left in ((["zeros", "zeros"], 4), (["zeros", "state"], 7)):
+        lstm = ("LSTM", ["input", "w", "r", "b", "", *states], "output", {"hidden_size": 2})
+        model = model_of([zeros, lstm], constants, shape=(3, 4, 4))
+        x = X[0]
+        before = run(model, x)
+        for_tensorrt_8(model)
+        assert len(model.graph.node[-1].input) == left
+        assert ops(model) == ["LSTM"]
+        np.testing.assert_array_equal(run(model, x), before)
