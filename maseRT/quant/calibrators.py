@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from maseRT.errors import StepError, UsageError, did_you_mean
+from maseRT.quant.fake_quant import AMAX_FLOOR
 from maseRT.quant.histogram import Bins, Histogram, merged
 from maseRT.quant.sqnr import squared_error_integral
 
@@ -184,7 +185,8 @@ def amax_from_histograms(
     """Compute every tensor's range, [] or [C] float32, on its histogram's device.
 
     Tensors of one method go through it together. A channel that holds nothing but zeros gets the largest range of its
-    tensor: any positive range quantizes it exactly.
+    tensor: any positive range quantizes it exactly. No channel's range is below AMAX_FLOOR, as in training: pretrained
+    networks have dead channels, whose scales would be zero in half precision.
 
     Args:
         histograms: by amax name.
@@ -204,7 +206,8 @@ def amax_from_histograms(
         arguments = () if method.percentile is None else (method.percentile,)
         rows = METHODS[method.kind](Bins.stack([own[name].bins() for name in names]), *arguments)
         for name, part in zip(names, torch.split(rows, [len(own[name].max) for name in names]), strict=True):
-            amax[name] = own[name].shaped(torch.where(own[name].max < SMALLEST_RANGE, part.max(), part))
+            ranges = torch.where(own[name].max < SMALLEST_RANGE, part.max(), part)
+            amax[name] = own[name].shaped(ranges if own[name].spec.axis is None else ranges.clamp(min=AMAX_FLOOR))
     for group in groups:
         amax |= {name: amax[group[0]].clone() for name in group[1:]}
     return {name: amax[name] for name in histograms}

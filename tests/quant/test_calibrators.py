@@ -211,6 +211,17 @@ def test_a_larger_percentile_never_gives_a_smaller_range(percentiles: list[float
     assert ranges == sorted(ranges)
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_the_scale_of_a_dead_channel_is_a_half_float(method: str) -> None:
+    weight = torch.randn(3, 64) * torch.tensor([[1.0], [3e-9], [1e-3]])
+    histograms = {"conv.weight": histogram_of(weight, axis=0)}
+    amax = amax_from_histograms(histograms, lambda _: Method.parse(method))["conv.weight"]
+    assert (amax / 127).half().gt(0).all()
+    assert amax[1] < 1e-5
+    own = amax_from_histograms({"conv.weight": histogram_of(weight[[0, 2]], axis=0)}, lambda _: Method.parse(method))
+    assert torch.equal(amax[[0, 2]], own["conv.weight"])
+
+
 def test_percentile_keeps_its_share_of_the_values() -> None:
     x = torch.rand(100_000)
     assert amax_of(histogram_of(x), "percentile-90").item() == pytest.approx(0.9, abs=0.005)
