@@ -209,6 +209,32 @@ def doctor(as_json: JsonOption = False) -> None:
             print_line("")
 
 
+@app.command("run")
+def run_command(
+    engine: Annotated[Path, typer.Option("--engine", help="A TensorRT engine; its sidecar lies beside it.")],
+    source: Annotated[Path, typer.Option("--input", help="An .npz file with an array per input.")],
+    target: Annotated[Path, typer.Option("--output", help="The .npz file to write, with an array per output.")],
+    device: Annotated[str, typer.Option("--device", help="cuda:N.")] = "cuda:0",
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples per inference; default: all.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load an engine without a matching sidecar. An engine is code.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run an engine on arrays; needs the engine's library, cuda-python and numpy, but not torch."""
+    with _guarded("run"):
+        from maseRT.console import print_json, print_line
+        from maseRT.runtimes.npz import run_file
+
+        outputs = run_file(engine, source, target, device=device, batch=batch, trust=trust)
+        shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in outputs.items()}
+        if as_json:
+            print_json("run", {"output": str(target), "outputs": shapes})
+        else:
+            told = ", ".join(f"{name} {each['shape']} {each['dtype']}" for name, each in shapes.items())
+            print_line(f"wrote {target}: {told}")
+
+
 @app.command("config")
 def config_command(
     config: Annotated[
