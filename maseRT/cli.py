@@ -177,6 +177,34 @@ for _name in STEP_HELP:
 
 
 @app.command()
+def explain(
+    config: ConfigOption,
+    layer: Annotated[str | None, typer.Argument(help="A layer, told with its kernels, or a pattern of names.")] = None,
+    output: OutputOption = Path("mase_output"),
+    run: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show each layer's precision: asked, exported and executed."""
+    options = Options(config, output, run, set_ or [], as_json=as_json)
+    with _guarded("explain", options):
+        from maseRT.console import print_json, print_line, print_table
+        from maseRT.steps.explain import explain as explained
+
+        work = options.open()
+        found = explained(work.config, work.workspace, layer=layer)
+        if as_json:
+            print_json("explain", {"run": str(work.workspace.root), **found.summary})
+            return
+        for title, rows in found.tables:
+            if title:
+                print_line(f"\n{title}")
+            print_table(rows)
+        for remark in found.remarks:
+            print_line(remark)
+
+
+@app.command()
 def init(
     model: Annotated[str, typer.Option("--model", help="A zoo name or package.module:factory.")] = "digits-cnn",
     data: Annotated[str, typer.Option("--data", help="A data set's name or package.module:factory.")] = "digits",

@@ -73,7 +73,7 @@ class LayerReceipt:
         name: of the layer.
         type: its class.
         asked: the plan's precision.
-        exported: that of its nodes in the ONNX file, "folded into <layer>", or "no nodes".
+        exported: that of its nodes in the ONNX file, "folded into <layer>", "no nodes", or "" where there is no file.
         executed: that of its kernels, "fused into <layers>", "not observed", or "" where there is nothing to run.
         verdict: what that comes to.
     """
@@ -159,6 +159,22 @@ class Receipt:
         time = f", {share:.1%} of the time" if share is not None else ""
         return f"{len(self.converting)} of {len(self.kernels)} kernels only change types or layouts{time}"
 
+    def overview(self) -> dict[str, Any]:
+        """Return plain values for reports: the engine, how many layers each verdict has, and what converting costs."""
+        return {
+            "runtime": self.runtime,
+            "version": self.version,
+            "target": self.target,
+            "observed_from": self.observed_from,
+            "counts": self.counts,
+            "differ": [layer.name for layer in self.mismatches],
+            "converting": {
+                "kernels": len(self.converting),
+                "of": len(self.kernels),
+                "time_share": self.converting_share,
+            },
+        }
+
     def rules(self, plan: Plan) -> list[str]:
         """Return [quantize] rules, in TOML, that end the mismatches.
 
@@ -207,30 +223,37 @@ def names_in(plan: Plan) -> list[str]:
 
 
 def receipt_from(
-    plan: Plan, exported: Mapping[str, ExportedLayer], info: EngineInfo | None, *, onnx_sha256: str
+    plan: Plan, exported: Mapping[str, ExportedLayer] | None, info: EngineInfo | None, *, onnx_sha256: str
 ) -> Receipt:
     """Compare a plan with what was made of it.
 
     Args:
         plan: what was asked.
-        exported: name -> how the ONNX file holds the layer; see `maseRT.onnx_graph.layer_precisions`.
+        exported: name -> how the ONNX file holds the layer, see `maseRT.onnx_graph.layer_precisions`; None where there
+            is no file yet.
         info: the engine; None where there is none.
         onnx_sha256: of the ONNX file.
     """
+    if exported is None:
+        layers = tuple(
+            LayerReceipt(layer.name, layer.type, str(layer.precision), "", "", Verdict.NOT_OBSERVED)
+            for layer in plan.layers
+        )
+        return Receipt("", "", "", onnx_sha256, "", layers, ())
     found = {
         layer.name: _merged([exported[name] for name in (layer.name, *layer.aliases) if name in exported])
         for layer in plan.layers
     }
     hosts = {fold.batchnorm: fold.layer for fold in plan.folds}
-    layers = info.layers if info is not None and info.layers is not None else ()
+    engine = info.layers if info is not None and info.layers is not None else ()
     return Receipt(
         runtime=info.runtime if info is not None else "",
         version=info.version if info is not None else "",
         target=info.target if info is not None else "",
         onnx_sha256=onnx_sha256,
         observed_from=info.layers_from if info is not None else "",
-        layers=tuple(_layer(layer, found[layer.name], hosts.get(layer.name), layers) for layer in plan.layers),
-        kernels=tuple(_kernel(layer, found) for layer in layers if _handles_data(layer)),
+        layers=tuple(_layer(layer, found[layer.name], hosts.get(layer.name), engine) for layer in plan.layers),
+        kernels=tuple(_kernel(layer, found) for layer in engine if _handles_data(layer)),
     )
 
 

@@ -75,26 +75,52 @@ class Row:
         return (self.name, *shares, *times, f"{t.throughput:.0f}", _size(self.size))
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a report tells beside its rows.
+
+    Attributes:
+        key: its name in report.json.
+        values: plain values for report.json.
+        title: its heading in report.md.
+        lines: its text in report.md.
+    """
+
+    key: str
+    values: Mapping[str, Any]
+    title: str
+    lines: Sequence[str]
+
+
 def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Return the rows as text, first the header."""
     return [HEADER, *(row.cells() for row in rows)]
 
 
-def report_json(rows: Sequence[Row], *, method: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def report_json(
+    rows: Sequence[Row], *, method: Mapping[str, Any], findings: Sequence[Finding], config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the report as plain values."""
     return {
         "schema": SCHEMA,
         "method": dict(method),
         "rows": [row.as_dict() for row in rows],
+        **{finding.key: dict(finding.values) for finding in findings},
         "config": dict(config),
     }
 
 
-def report_markdown(rows: Sequence[Row], *, run: str, method: Mapping[str, Any], notes: Sequence[str]) -> str:
-    """Return the report as Markdown: the table, how it was measured, and what the plan left out."""
+def report_markdown(
+    rows: Sequence[Row],
+    *,
+    run: str,
+    method: Mapping[str, Any],
+    findings: Sequence[Finding],
+    notes: Sequence[str],
+) -> str:
+    """Return the report as Markdown: the table, what was found, how it was measured, and what the plan left out."""
     cells = [row.cells() for row in rows if row.metrics is not None]
-    lines = [f"# {run}", "", _markdown_row(HEADER), _markdown_row(["---", *("---:" for _ in HEADER[1:])])]
-    lines += [_markdown_row(row) for row in cells]
+    lines = [f"# {run}", "", *markdown_table([HEADER, *cells])]
     missing = [row for row in rows if row.metrics is None]
     if missing:
         lines += ["", "## Not run", "", *(f"- {row.name}: {row.not_run}" for row in missing)]
@@ -106,6 +132,8 @@ def report_markdown(rows: Sequence[Row], *, run: str, method: Mapping[str, Any],
     if counted:
         lines += ["", "## Kernels of ONNX Runtime", ""]
         lines += [f"- {row.name}: {row.kernels.describe()}" for row in counted if row.kernels is not None]
+    for finding in findings:
+        lines += ["", f"## {finding.title}", "", *finding.lines]
     lines += ["", "## Method", "", *(f"- {key.replace('_', ' ')}: {value}" for key, value in method.items())]
     if notes:
         lines += ["", "## Notes of the plan", "", *(f"- {note}" for note in notes)]
@@ -115,6 +143,12 @@ def report_markdown(rows: Sequence[Row], *, run: str, method: Mapping[str, Any],
 def _agreement(value: Agreement) -> str:
     sqnr = "equal" if value.sqnr_db is None else f"{value.sqnr_db:.1f} dB"
     return f"same label for {value.label_agreement:.2%} of {value.samples} samples, logit SQNR {sqnr}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, of which the first row is the header; all columns but the first stand right."""
+    header, *cells = rows
+    return [_markdown_row(row) for row in (header, ["---", *("---:" for _ in header[1:])], *cells)]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

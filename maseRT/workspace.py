@@ -180,12 +180,19 @@ class Workspace:
         return self.json("export")
 
     @property
-    def engine_layers(self) -> Path:
-        return self.json("engine_layers")
+    def receipt(self) -> Path:
+        """Per layer: the precision asked for, exported and executed."""
+        return self.json("precision_receipt")
 
     @property
-    def receipt(self) -> Path:
-        return self.json("precision_receipt")
+    def kernel_times(self) -> Path:
+        """How long each kernel of the engine takes, where one ran."""
+        return self.json("kernel_times")
+
+    @property
+    def sensitivity(self) -> Path:
+        """What quantizing each layer alone costs."""
+        return self.json("sensitivity")
 
     @property
     def report(self) -> Path:

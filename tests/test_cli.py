@@ -52,7 +52,7 @@ def test_help_names_every_command_and_loads_no_torch():
     code = "import sys; from maseRT.cli import main; sys.argv[1:] = ['--help']\ntry: main()\n"
     code += "except SystemExit: print('torch' in sys.modules, 'onnx' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(name in result.stdout for name in ["transform", *COMMANDS, "init", "doctor", "config"])
+    assert all(name in result.stdout for name in ["transform", *COMMANDS, "explain", "init", "doctor", "config"])
     assert result.stdout.endswith("False False\n")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from maseRT.errors import UsageError
 
@@ -255,6 +255,14 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """A session that can tell how long its kernels take."""
+
+    def layer_times_ms(self, feed: Mapping[str, Any], *, iterations: int) -> dict[str, float]:
+        """Return the mean time of every engine layer on one batch, by its name."""
 
 
 class Runtime(Protocol):

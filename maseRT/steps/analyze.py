@@ -25,10 +25,11 @@ from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import SessionSettings
 from maseRT.plan import Plan
 from maseRT.precision import Precision
+from maseRT.receipt import Receipt
 from maseRT.records import dependency_versions
-from maseRT.report import Row, report_json, report_markdown, table
+from maseRT.report import Finding, Row, report_json, report_markdown, table
 from maseRT.runtimes import get_runtime
-from maseRT.runtimes.base import Runtime, Session
+from maseRT.runtimes.base import Profiled, Runtime, Session
 from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up
 from maseRT.steps.onnxruntime import session_settings
@@ -74,6 +75,7 @@ def run(context: Context) -> StepResult:
     setting = set_up(context)
     samples = _samples(context, setting, section)
     rows: list[Row] = []
+    kernels_ms: dict[str, float] = {}
     reference: Logits | None = None
     for name in section.runtimes:
         runtime = get_runtime(name)
@@ -84,6 +86,9 @@ def run(context: Context) -> StepResult:
                 continue
             with _open(runtime, artifact) as session:
                 row, logits = _measure(context, session, artifact, samples, section, setting.classes)
+                if isinstance(session, Profiled):
+                    feed = {INPUT: _timed_batch(context, samples, section).numpy()}
+                    kernels_ms = session.layer_times_ms(feed, iterations=section.iterations)
             if artifact.settings is not None:
                 row = replace(row, kernels=kernels_of(artifact.load(), artifact.device, artifact.settings))
             if reference is None:
@@ -91,7 +96,7 @@ def run(context: Context) -> StepResult:
             else:
                 row = replace(row, agreement=agreement(reference, logits))
             rows.append(row)
-    return _write(context, rows, _method(context, section, samples))
+    return _write(context, rows, _precision(context, kernels_ms), _method(context, section, samples))
 
 
 def _open(runtime: Runtime, artifact: Artifact) -> Session:
@@ -240,11 +245,26 @@ def _method(context: Context, section: AnalyzeSection, samples: Samples) -> dict
     }
 
 
-def _write(context: Context, rows: list[Row], method: dict[str, Any]) -> StepResult:
+def _precision(context: Context, kernels_ms: dict[str, float]) -> list[Finding]:
+    """Return what the engine's receipt says, and leave the kernels' times for `explain`."""
+    workspace = context.workspace
+    if context.config.build_engine is None:
+        return []
+    receipt = Receipt.from_json(read_json(workspace.receipt, made_by="build-engine"), where=str(workspace.receipt))
+    if kernels_ms:
+        write_json(workspace.kernel_times, {"onnx_sha256": receipt.onnx_sha256, "ms": kernels_ms})
+    timed = receipt.with_times(kernels_ms)
+    told = [timed.summary(), timed.conversions(), *(layer.describe() for layer in timed.mismatches)]
+    lines = [f"- {line}" for line in told if line]
+    return [Finding("precision", timed.overview(), "Precision of the engine", lines)]
+
+
+def _write(context: Context, rows: list[Row], findings: list[Finding], method: dict[str, Any]) -> StepResult:
     workspace = context.workspace
     config = context.config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    write_json(workspace.report, report_json(rows, method=method, config=config))
-    text = report_markdown(rows, run=workspace.run, method=method, notes=_plan(context).notes)
+    write_json(workspace.report, report_json(rows, method=method, findings=findings, config=config))
+    notes = _plan(context).notes
+    text = report_markdown(rows, run=workspace.run, method=method, findings=findings, notes=notes)
     write_text(workspace.report_markdown, text)
     not_run = [f"{row.name}: {row.not_run}" for row in rows if row.not_run]
     return StepResult(
