@@ -4,7 +4,7 @@
     python scripts/gpu_verify.py --out DIR --dry-run      # no GPU: parses and builds with tensorrt-rtx, runs nothing
 
 In the order of what is worth most, DIR/verify.json written after each part:
-    parse      every layer type in every precision, as exported and as rewritten for TensorRT 8; single models whole
+    parse      every layer type in every precision, as exported; recurrent ones also with a fixed batch; whole models
     overhead   wall time of a call less the device's time, batch 1
     memory     device memory before and after 10,000 inferences
     kill       a build that is killed leaves no engine; the next one works
@@ -31,13 +31,11 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
-import onnx  # noqa: E402
 import torch  # noqa: E402
 from gpu_bench.jobs import Job, Options  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from maseRT.config import QuantizeSection  # noqa: E402
-from maseRT.onnx_compat import for_tensorrt_8  # noqa: E402
 from maseRT.onnx_export import export_onnx  # noqa: E402
 from maseRT.precision import Precision  # noqa: E402
 from maseRT.quant import make_plan, quantize_model  # noqa: E402
@@ -57,7 +55,7 @@ KINDS = {
 """What the layer is, and what everything else is; by a plan, but for int8-fp32: there every type is quantized."""
 
 BUILDS = ("int8-fp32", "int8", "fp16", "fp32")
-FORMS = ("tensorrt-8", "exported", "static")
+FORMS = ("exported", "static")
 MODELS = "mobilenetv3-small,transformer-classifier,conv1d-classifier,lstm-classifier"
 
 
@@ -118,15 +116,7 @@ def write_forms(name: str, kind: str, folder: Path) -> dict[str, str]:
 
 
 def other_forms(path: Path) -> dict[str, str]:
-    proto = onnx.load(path)
-    for_tensorrt_8(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    rewritten = path.with_suffix(".8.onnx")
-    onnx.save(proto, rewritten)
-    found = {"tensorrt-8": str(rewritten)}
-    if "lstm" in path.stem:
-        found["static"] = str(static(path))
-    return found
+    return {"static": str(static(path))} if "lstm" in path.stem else {}
 
 
 def static(path: Path) -> Path:
@@ -189,7 +179,7 @@ class Verifier:
         """Parse every form; return name -> form -> "ok" or the error."""
         from maseRT.errors import MaseRTError
         from maseRT.runtimes.trt import build
-        from maseRT.runtimes.trt.network import parse
+        from maseRT.runtimes.trt.network import parse, readable
         from maseRT.runtimes.trt.onnx_facts import read_onnx
 
         trt = load(self.compiler.flavour)
@@ -202,7 +192,7 @@ class Verifier:
                     found[name][form] = path
                     continue
                 try:
-                    parse(trt, builder, read_onnx(Path(path)))
+                    parse(trt, builder, readable(trt, read_onnx(Path(path))))
                     found[name][form] = "ok"
                 except MaseRTError as error:
                     found[name][form] = error.what[-400:]

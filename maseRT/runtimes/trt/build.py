@@ -16,7 +16,7 @@ from maseRT.runtimes.base import BuildOptions, EngineInfo, EngineLayer, Profile,
 from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_use_gpu
 from maseRT.runtimes.trt.layers import Origin, layers_from_json, layers_from_log
 from maseRT.runtimes.trt.log import Heard, listening, make
-from maseRT.runtimes.trt.network import constrain_types, parse, set_io_types, types_strongly
+from maseRT.runtimes.trt.network import constrain_types, parse, readable, set_io_types, types_strongly
 from maseRT.runtimes.trt.onnx_facts import OnnxFile, read_onnx
 from maseRT.runtimes.trt.timing import TimingCache
 
@@ -39,8 +39,7 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
     target, notes = target_capability(flavour, options)
     profiles = profiles_for(onnx, options)
     types_of_io = {spec.name: spec.dtype for spec in (*onnx.inputs, *onnx.outputs)}
-    if not types_strongly(trt):
-        onnx = onnx.for_tensorrt_8()
+    onnx = readable(trt, onnx)
     with listening(trt) as heard:
         builder = _builder(trt, _select_gpu(flavour, options))
         network = parse(trt, builder, onnx)

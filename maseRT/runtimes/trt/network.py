@@ -64,6 +64,11 @@ def types_strongly(trt: Any) -> bool:
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
+def readable(trt: Any, onnx: OnnxFile) -> OnnxFile:
+    """Return a file as this library's parser reads it."""
+    return onnx if types_strongly(trt) else onnx.for_tensorrt_8()
+
+
 def constrain_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
     """Set precision and output types of a weakly typed network's layers; return how many were set.
 
