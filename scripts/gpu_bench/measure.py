@@ -123,7 +123,7 @@ def build_all(job: Job, options: Options, result: dict[str, Any], save: Callable
             run = open_run(job, precision, options, force=True)
             with free_types() if precision == FREE else nullcontext():
                 outcome = run.single(STEPS["build-engine"])
-            build |= {key: outcome.summary[key] for key in ("build_seconds", "bytes", "notes", "version")}
+            build |= {key: outcome.summary[key] for key in ("build_seconds", "bytes", "notes", "version", "precision")}
             build["step_seconds"] = outcome.seconds
             if precision == "int8" and not options.dry_run:
                 build["warm_seconds"] = run.single(STEPS["build-engine"]).summary["build_seconds"]

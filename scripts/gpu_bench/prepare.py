@@ -85,6 +85,7 @@ methods = ["max"]
 [export]
 opset = {EDGE_OPSET}
 [build-engine]
+on_mismatch = "warn"
 runtime = "{options.runtime}"
 batch = {{ min = {job.batch}, opt = {job.batch}, max = {job.batch} }}
 timing_caches = "{options.timing}"
