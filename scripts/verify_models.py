@@ -47,7 +47,9 @@ from maseRT.workspace import Workspace, write_json  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help=f"cases, separated by commas, of: {', '.join(CASES)}")
+    parser.add_argument(
+        "--only", default="", help=f"cases, separated by commas, of: {', '.join(CASES)}; none: show --json"
+    )
     parser.add_argument("--work", type=Path, default=Path("/tmp/masert-verify"), help="data, runs and their files")
     parser.add_argument("--packages", type=Path, help="a folder of packages, beside the installed ones")
     parser.add_argument("--fashion-mnist", type=Path, help="the folder of Fashion-MNIST's idx files")
@@ -57,23 +59,24 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="results of this and earlier calls; cases not run now keep theirs")
     parser.add_argument("--docs", type=Path, help="write the section of this Markdown file")
     arguments = parser.parse_args()
-    names = [name for name in arguments.only.split(",") if name] or list(CASES)
+    names = [] if arguments.only == "none" else [name for name in arguments.only.split(",") if name] or list(CASES)
     unknown = [name for name in names if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
     if arguments.packages:
         add_packages(arguments.packages)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    results = _earlier(arguments.json)
+    earlier = _earlier(arguments.json)
+    results = {name: earlier[name] for name in CASES if name in earlier}
     for name in names:
         print(f"{name} ...", file=sys.stderr)
         results[name] = run(CASES[name], arguments)
         results = {key: results[key] for key in CASES if key in results}
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for name, result in results.items():
+    for result in results.values():
         if "why" not in result:
-            result["verdict"] = verdict(result, exact=CASES[name].exact)
+            result["verdict"] = verdict(result)
     print(console(results))
     if arguments.docs:
         update_docs(arguments.docs, markdown(results, _machine()))
