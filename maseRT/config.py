@@ -336,6 +336,8 @@ class AnalyzeSection(Section):
     warmup: int = Field(10, ge=0, description="Iterations before the clock starts.")
     iterations: Positive = Field(50, description="Timed iterations.")
     sensitivity: bool = Field(False, description="Rank the layers by what quantizing each alone costs.")
+    sensitivity_batches: Positive = Field(4, description="Validation batches that each layer's pass takes.")
+    sensitivity_layers: Positive = Field(3, description="How many of the worst layers the proposed rules keep in FP16.")
 
 
 class Config(Section):

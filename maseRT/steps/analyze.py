@@ -33,6 +33,7 @@ from maseRT.runtimes.base import Profiled, Runtime, Session
 from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up
 from maseRT.steps.onnxruntime import session_settings
+from maseRT.steps.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.table import Context, StepResult, final_checkpoint, final_plan
 from maseRT.workspace import read_json, write_json, write_text
 
@@ -96,7 +97,8 @@ def run(context: Context) -> StepResult:
             else:
                 row = replace(row, agreement=agreement(reference, logits))
             rows.append(row)
-    return _write(context, rows, _precision(context, kernels_ms), _method(context, section, samples))
+    ranking = sensitivity(context, section) if section.sensitivity else None
+    return _write(context, rows, _precision(context, kernels_ms), ranking, _method(context, section, samples))
 
 
 def _open(runtime: Runtime, artifact: Artifact) -> Session:
@@ -259,8 +261,12 @@ def _precision(context: Context, kernels_ms: dict[str, float]) -> list[Finding]:
     return [Finding("precision", timed.overview(), "Precision of the engine", lines)]
 
 
-def _write(context: Context, rows: list[Row], findings: list[Finding], method: dict[str, Any]) -> StepResult:
+def _write(
+    context: Context, rows: list[Row], findings: list[Finding], ranking: Sensitivity | None, method: dict[str, Any]
+) -> StepResult:
     workspace = context.workspace
+    if ranking is not None:
+        findings = [*findings, ranking.finding()]
     config = context.config.model_dump(mode="json", by_alias=True, exclude_none=True)
     write_json(workspace.report, report_json(rows, method=method, findings=findings, config=config))
     notes = _plan(context).notes
@@ -269,8 +275,15 @@ def _write(context: Context, rows: list[Row], findings: list[Finding], method: d
     not_run = [f"{row.name}: {row.not_run}" for row in rows if row.not_run]
     return StepResult(
         headline=f"{workspace.report_markdown}" + (f", {len(not_run)} not run here" if not_run else ""),
-        outputs=[workspace.report, workspace.report_markdown],
+        outputs=[workspace.report, workspace.report_markdown, *([workspace.sensitivity] if ranking else [])],
         summary={"rows": [row.as_dict() for row in rows], "not_run": not_run, "report": str(workspace.report)},
         table=table(rows),
-        remarks=[f"not run: {reason}" for reason in not_run],
+        remarks=[*(f"not run: {reason}" for reason in not_run), *_sensitivity_remarks(context, ranking)],
     )
+
+
+def _sensitivity_remarks(context: Context, ranking: Sensitivity | None) -> list[str]:
+    if ranking is not None:
+        return ranking.remarks()
+    wanted = context.config.analyze is not None and context.config.analyze.sensitivity
+    return ["sensitivity: the plan has no INT8 layer"] if wanted else []

@@ -217,10 +217,11 @@ def _row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
 def _nothing_to_do(context: Context, model: nn.Module, plan: Plan) -> StepResult:
     """Pass a model without INT8 layers on."""
     workspace = context.workspace
+    save_tensors(workspace.histograms, *tensors_from_histograms({}))
     write_json(workspace.final_plan, plan.to_json())
     save_quantized(workspace.calibrated_checkpoint, model, workspace.final_plan)
     return StepResult(
         headline="nothing to do: the plan has no INT8 layer",
-        outputs=[workspace.final_plan, workspace.calibrated_checkpoint],
+        outputs=[workspace.histograms, workspace.final_plan, workspace.calibrated_checkpoint],
         summary={"nothing_to_do": True},
     )

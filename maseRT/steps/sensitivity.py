@@ -1,0 +1,168 @@
+"""What quantizing each layer alone costs, and the rules that would keep the worst ones in half precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from maseRT.checkpoints import load_tensors
+from maseRT.config import AnalyzeSection
+from maseRT.evaluate import Metrics, evaluate_module
+from maseRT.plan import Plan
+from maseRT.precision import Precision
+from maseRT.quant.histogram import Histogram, histograms_from_tensors
+from maseRT.quant.observe import known_amax
+from maseRT.quant.quantizer import quantizers_off
+from maseRT.quant.sensitivity import expected_sqnr_db, only_quantized, tensors_by_layer
+from maseRT.report import Finding, markdown_table
+from maseRT.steps.common import rebuild, set_up
+from maseRT.steps.table import Context, final_checkpoint, final_plan
+from maseRT.workspace import write_json
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What quantizing one layer alone costs.
+
+    Attributes:
+        layer: its name; an operation's where its operands belong to no layer.
+        loss: validation loss minus the float model's.
+        accuracy: validation accuracy minus the float model's.
+        sqnr_db: ratio expected at its output from calibration's histograms, infinite where nothing is lost; None where
+            there are no histograms.
+    """
+
+    layer: str
+    loss: float
+    accuracy: float
+    sqnr_db: float | None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Lower is worse: the loss decides, then the SQNR."""
+        return -self.loss, math.inf if self.sqnr_db is None else self.sqnr_db
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the layer, its loss, accuracy and SQNR as text."""
+        sqnr = "" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
+        return self.layer, f"{self.loss:+.6f}", f"{self.accuracy:+.2%}", sqnr
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; an infinite SQNR is null."""
+        finite = self.sqnr_db is not None and math.isfinite(self.sqnr_db)
+        return {
+            "layer": self.layer,
+            "loss_change": self.loss,
+            "accuracy_change": self.accuracy,
+            "sqnr_db": self.sqnr_db if finite else None,
+        }
+
+
+HEADER = ("layer", "loss", "accuracy", "SQNR")
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The ranking of a model's layers.
+
+    Attributes:
+        baseline: the model with nothing quantized.
+        costs: of every quantized layer, the worst first.
+        rules: [quantize] rules, in TOML, that would keep the worst ones in half precision.
+    """
+
+    baseline: Metrics
+    costs: tuple[Cost, ...]
+    rules: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        costs = [cost.as_dict() for cost in self.costs]
+        return {"float": self.baseline.as_dict(), "layers": costs, "rules": list(self.rules)}
+
+    @property
+    def method(self) -> str:
+        """How it was measured."""
+        return (
+            f"One layer quantized at a time: change of loss and accuracy on {self.baseline.samples} validation samples "
+            f"(float: {self.baseline.loss:.6f}, {self.baseline.accuracy:.2%}), SQNR expected at the layer's output"
+        )
+
+    @property
+    def advice(self) -> str:
+        """What the rules are for."""
+        if not self.rules:
+            return "No layer alone raises the loss"
+        return f"To keep the worst {len(self.rules)} in half precision, put this first into [quantize] rules:"
+
+    def finding(self) -> Finding:
+        """Return it as a section of the report."""
+        ranking = markdown_table([HEADER, *(cost.cells() for cost in self.costs)])
+        code = ["", "```toml", *self.rules, "```"] if self.rules else []
+        lines = [f"{self.method}.", "", *ranking, "", self.advice, *code]
+        return Finding("sensitivity", self.as_dict(), "Sensitivity", lines)
+
+    def remarks(self) -> list[str]:
+        """Return it as lines for the console."""
+        rows = [cost.cells() for cost in self.costs[:_SHOWN]]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+        lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        more = [f"  ... {len(self.costs) - _SHOWN} more"] if len(self.costs) > _SHOWN else []
+        return [f"{self.method}:", *lines, *more, self.advice, *(f"  {rule}" for rule in self.rules)]
+
+
+def sensitivity(context: Context, section: AnalyzeSection) -> Sensitivity | None:
+    """Rank the layers of the run's final model, and save the ranking; None when it has no INT8 layer.
+
+    Each layer takes a pass over the same validation batches, in FP32 but for its own quantizers.
+    """
+    config, workspace = context.config, context.workspace
+    setting = set_up(context)
+    plan_path, checkpoint = final_plan(config, workspace), final_checkpoint(config, workspace)
+    model, plan = rebuild(context, setting, plan_path, checkpoint, master_weights=True)
+    if not plan.has_int8:
+        return None
+    model.to(context.device)
+    samples = list(islice(setting.batches(context, "validation"), section.sensitivity_batches))
+
+    def evaluated() -> Metrics:
+        return evaluate_module(model, samples, classes=setting.classes, device=context.device)
+
+    with quantizers_off(model):
+        baseline = evaluated()
+    amax = known_amax(model)
+    histograms = _histograms(context)
+    groups = tensors_by_layer(plan, amax)
+    costs = []
+    for layer, names in context.reporter.track(groups.items(), description="sensitivity", total=len(groups)):
+        with only_quantized(model, names):
+            metrics = evaluated()
+        sqnr = expected_sqnr_db(names, histograms, amax)
+        costs.append(Cost(layer, metrics.loss - baseline.loss, metrics.accuracy - baseline.accuracy, sqnr))
+    costs.sort(key=lambda cost: cost.rank)
+    found = Sensitivity(baseline, tuple(costs), tuple(_rules(plan, costs)[: section.sensitivity_layers]))
+    write_json(workspace.sensitivity, found.as_dict())
+    return found
+
+
+def _histograms(context: Context) -> dict[str, Histogram]:
+    """Return what calibration observed; nothing when the ranges came with the checkpoint and none was run."""
+    if context.config.calibrate is None:
+        return {}
+    return histograms_from_tensors(*load_tensors(context.workspace.histograms, made_by="calibrate"))
+
+
+def _rules(plan: Plan, costs: Sequence[Cost]) -> list[str]:
+    """Return a rule for each layer that raises the loss."""
+    half = plan.float if plan.float is Precision.BF16 else Precision.FP16
+    layers = {layer.name for layer in plan.layers}
+    return [
+        f'{{ name = "{cost.layer}", precision = "{half}" }},'
+        for cost in costs
+        if cost.loss > 0 and cost.layer in layers
+    ]
