@@ -257,3 +257,11 @@ def test_a_model_without_int8_has_nothing_to_calibrate(project):
     assert "nothing to do" in outcomes["calibrate"].headline
     assert "nothing to do" in outcomes["finetune"].headline
     assert outcomes["export"].summary["qdq_pairs"] == 0
+
+
+def test_a_bf16_plan_is_exported_without_onnx_runtime(project, caplog):
+    logging.getLogger("maseRT").propagate = True
+    override = "quantize.float='bf16'"
+    outcome = project.transform(override, "quantize.rules=[{ type = 'Linear', precision = 'bf16' }]", last="export")
+    assert outcome["export"].summary["checks"]["quantized"] == {}
+    assert "BF16" in caplog.text
