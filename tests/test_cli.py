@@ -127,9 +127,14 @@ def test_terminated_while_working_ends_with_143_and_the_next_run_completes(confi
     assert invoke("train", "--config", config).exit_code == 0
 
 
+def _listen_to_interrupts() -> None:
+    """A process started in the background ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_ends_with_130(config):
     command = [sys.executable, "-m", "maseRT.cli", "train", "--config", str(config), "--set", "train.epochs=500"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_listen_to_interrupts)
     lock = Path("mase_output/tensorrt/quantization/digits/cache/lock")
     while not lock.exists():
         time.sleep(0.05)

@@ -154,7 +154,7 @@ def test_a_switched_off_channel_keeps_its_bias(tmp_path):
     body = nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU())
     with torch.no_grad():
         body[0].weight[3] *= 1e-12
-        body[0].bias[3] = 0.75
+        body[0].bias[3] = 7.5
     exported = Exported(tmp_path, Odd(body, nn.Linear(576, 96)).eval(), (4, 8, 8))
     path, form = exported.cpu()
     assert form.coarsened_channels == 1
