@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -32,7 +33,11 @@ def make_fabric(device: str) -> Fabric:
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float
+    name: str,
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
     """Return the optimizer that a config names; SGD comes with momentum 0.9."""
     match name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.nn import functional as F
 
 from maseRT.checkpoints import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from maseRT.config import Config, FinetuneSection
@@ -20,6 +22,7 @@ from maseRT.evaluate import Metrics
 from maseRT.learning import NonFiniteLossError, cosine_rate, make_fabric, make_optimizer, train_epoch
 from maseRT.models import Checkpoint
 from maseRT.quant.qat import train_ranges
+from maseRT.quant.quantizer import quantizers
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, user_checkpoint, validate
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import atomic_path, write_json
@@ -110,8 +113,21 @@ def run(context: Context) -> StepResult:
     model = model.to(context.device)
     calibrated = Epoch(0, None, validate(context, setting, model))
     train_ranges(model, learned=section.learned_amax, ties=plan.ties)
+    compile_seconds = _compile(context, setting, model) if section.compile else 0.0
     history, stopped = _train(context, setting, fabric, model, schedule, calibrated)
-    return _choose(context, history, schedule, stopped)
+    return _choose(context, history, schedule, stopped, compile_seconds)
+
+
+def _compile(context: Context, setting: Setting, model: nn.Module) -> float:
+    """Compile the training step, in place; returns the seconds that takes. One batch runs, and changes no weight."""
+    start = time.perf_counter()
+    with context.reporter.spinner("finetune: torch.compile"):
+        model.train()
+        model.compile()
+        inputs, labels = next(iter(setting.batches(context, "train")))
+        F.cross_entropy(model(inputs.to(context.device)), labels.to(context.device)).backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
+    return time.perf_counter() - start
 
 
 def _train(
@@ -121,7 +137,7 @@ def _train(
     workspace = context.workspace
     optimizer = make_optimizer(
         schedule.optimizer,
-        [p for p in model.parameters() if p.requires_grad],
+        _parameter_groups(model),
         learning_rate=schedule.initial_learning_rate,
         weight_decay=schedule.weight_decay,
     )
@@ -141,6 +157,15 @@ def _train(
         save_quantized(workspace.epoch_checkpoint(epoch), model, workspace.final_plan)
         _save_resume(context, optimizer, history)
     return history, ""
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the weights, and the learned ranges apart: decay would shrink them whatever the loss says."""
+    ranges = {id(quantizer.amax) for quantizer in quantizers(model).values()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learned = [parameter for parameter in trained if id(parameter) in ranges]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in ranges]}]
+    return [*groups, {"params": learned, "weight_decay": 0.0}] if learned else groups
 
 
 def _one_epoch(
@@ -207,7 +232,9 @@ def _discard(context: Context) -> None:
         path.unlink()
 
 
-def _choose(context: Context, history: list[Epoch], schedule: Schedule, stopped: str) -> StepResult:
+def _choose(
+    context: Context, history: list[Epoch], schedule: Schedule, stopped: str, compile_seconds: float
+) -> StepResult:
     workspace = context.workspace
     best = max(history, key=lambda epoch: (*epoch.rank, -epoch.epoch))
     source = workspace.epoch_checkpoint(best.epoch) if best.epoch else workspace.calibrated_checkpoint
@@ -219,6 +246,7 @@ def _choose(context: Context, history: list[Epoch], schedule: Schedule, stopped:
             "schedule": asdict(schedule),
             "best_epoch": best.epoch,
             "stopped": stopped,
+            "compile_seconds": compile_seconds,
             "epochs": [asdict(epoch) for epoch in history],
         },
     )

@@ -265,3 +265,18 @@ def test_a_bf16_plan_is_exported_without_onnx_runtime(project, caplog):
     outcome = project.transform(override, "quantize.rules=[{ type = 'Linear', precision = 'bf16' }]", last="export")
     assert outcome["export"].summary["checks"]["quantized"] == {}
     assert "BF16" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "override", ["finetune.learned_amax=true", pytest.param("finetune.compile=true", marks=pytest.mark.slow)]
+)
+def test_other_ways_to_fine_tune_leave_a_model_that_exports(finished, override):
+    outcomes = finished.transform(override, "finetune.weight_decay=0.1", "finetune.epochs=1", last="export")
+    assert outcomes["finetune"].summary["stopped"] == ""
+    history = json.loads(finished.workspace.finetuning_history.read_text())
+    assert (history["compile_seconds"] > 0) == ("compile" in override)
+    assert history["epochs"][1]["validation"]["accuracy"] > 0.9
+    before, _ = load_tensors(finished.workspace.calibrated_checkpoint, made_by="calibrate")
+    after, _ = load_tensors(finished.workspace.epoch_checkpoint(1), made_by="finetune")
+    moved = bool((before["conv2.input_quantizer.amax"] != after["conv2.input_quantizer.amax"]).any())
+    assert moved == ("learned" in override)
