@@ -10,9 +10,6 @@ import numpy as np
 
 from maseRT.runtimes.base import Bound
 
-NOISY = 0.02
-"""A coefficient of variation above this is worth a warning."""
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -36,11 +33,6 @@ class Latency:
     def throughput(self) -> float:
         """Samples per second at the mean latency."""
         return self.batch / self.mean_ms * 1000
-
-    @property
-    def noisy(self) -> bool:
-        """Tell whether it varied by more than 2 %."""
-        return self.cov > NOISY
 
     def as_dict(self) -> dict[str, float]:
         """Return plain values for JSON."""

@@ -31,7 +31,7 @@ from maseRT.report import Finding, Row, report_json, report_markdown, table
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Profiled, Runtime, Session
 from maseRT.runtimes.onnxruntime import OnnxRuntime
-from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up
+from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up, with_new_model
 from maseRT.steps.onnxruntime import session_settings
 from maseRT.steps.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.table import Context, StepResult, final_checkpoint, final_plan
@@ -80,7 +80,7 @@ def run(context: Context) -> StepResult:
     reference: Logits | None = None
     for name in section.runtimes:
         runtime = get_runtime(name)
-        for artifact in _artifacts(context, name):
+        for artifact in _artifacts(context, setting, name):
             why_not = artifact.missing or runtime.missing(artifact.device)
             if why_not:
                 rows.append(Row(artifact.name, name, artifact.label, artifact.size, not_run=why_not))
@@ -97,7 +97,7 @@ def run(context: Context) -> StepResult:
             else:
                 row = replace(row, agreement=agreement(reference, logits))
             rows.append(row)
-    ranking = sensitivity(context, section) if section.sensitivity else None
+    ranking = sensitivity(context, setting, section) if section.sensitivity else None
     return _write(context, rows, _precision(context, kernels_ms), ranking, _method(context, section, samples))
 
 
@@ -112,17 +112,17 @@ def _samples(context: Context, setting: Setting, section: AnalyzeSection) -> Sam
     return list(islice(setting.batches(context, section.split), section.batches))
 
 
-def _artifacts(context: Context, runtime: str) -> list[Artifact]:
+def _artifacts(context: Context, setting: Setting, runtime: str) -> list[Artifact]:
     """Return what a run has for a runtime: the float baseline and the result; or one engine."""
     config, workspace = context.config, context.workspace
     label = _label(context)
     if runtime == "torch":
         return [
-            Artifact(runtime, "fp32", lambda: _float_module(context), _float_bytes(context), context.device),
+            Artifact(runtime, "fp32", lambda: _float_module(context, setting), _float_bytes(context), context.device),
             Artifact(
                 runtime,
                 label,
-                lambda: _quantized_module(context),
+                lambda: _quantized_module(context, setting),
                 final_checkpoint(config, workspace).stat().st_size,
                 context.device,
             ),
@@ -176,14 +176,14 @@ def _plan(context: Context) -> Plan:
     return load_plan(final_plan(context.config, context.workspace), made_by="quantize")
 
 
-def _float_module(context: Context) -> nn.Module:
-    setting = set_up(context)
-    load_float_weights(context, setting.model)
-    return setting.model.eval()
+def _float_module(context: Context, setting: Setting) -> nn.Module:
+    model = with_new_model(context, setting).model
+    load_float_weights(context, model)
+    return model.eval()
 
 
-def _quantized_module(context: Context) -> nn.Module:
-    return rebuild_final(context, set_up(context))[0]
+def _quantized_module(context: Context, setting: Setting) -> nn.Module:
+    return rebuild_final(context, with_new_model(context, setting))[0]
 
 
 def _float_bytes(context: Context) -> int:

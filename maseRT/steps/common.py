@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -59,11 +59,21 @@ def set_up(context: Context) -> Setting:
     for plugin in config.quantize.plugins if config.quantize else ():
         load_module(plugin, where=f"[quantize] plugins, '{plugin}'")
     splits = load_data(config.data, seed=config.run.seed)
-    model = build_model(config.model, num_classes=splits.num_classes, input_shape=splits.input_shape)
+    model = _new_model(context, splits)
     sample = next(iter(loader(splits.train, batch_size=2)))[0]
     logits = check_model(model, sample)
     check_data(splits, outputs=logits.shape[1])
     return Setting(splits, model, sample, logits.shape[1])
+
+
+def with_new_model(context: Context, setting: Setting) -> Setting:
+    """Return the setting with another model of the same initial weights; the data is not read again."""
+    return replace(setting, model=_new_model(context, setting.splits))
+
+
+def _new_model(context: Context, splits: Splits) -> nn.Module:
+    set_up_torch(seed=context.config.run.seed, threads=context.threads)
+    return build_model(context.config.model, num_classes=splits.num_classes, input_shape=splits.input_shape)
 
 
 def user_checkpoint(context: Context) -> Checkpoint | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,10 +212,13 @@ class Run:
                 keys[f"file.{name}"] = sha256(path)
         for file in self._user_files():
             keys[f"file.{file}"] = sha256(file)
-        for file in data_files(self.config.data):
-            stat = file.stat()
-            keys[f"file.{file}"] = f"{stat.st_size} bytes, {stat.st_mtime_ns}"
-        return keys
+        return keys | self._data_keys
+
+    @cached_property
+    def _data_keys(self) -> dict[str, str]:
+        """The data files, looked at once a run: a folder of images has many."""
+        stats = {file: file.stat() for file in data_files(self.config.data)}
+        return {f"file.{file}": f"{stat.st_size} bytes, {stat.st_mtime_ns}" for file, stat in stats.items()}
 
     def _user_files(self) -> list[Path]:
         """Return the user's own files that a result depends on: the checkpoint, factories, plug-ins."""

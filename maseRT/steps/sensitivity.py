@@ -18,7 +18,7 @@ from maseRT.quant.observe import known_amax
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sensitivity import expected_sqnr_db, only_quantized, tensors_by_layer
 from maseRT.report import Finding, markdown_table
-from maseRT.steps.common import rebuild, set_up
+from maseRT.steps.common import Setting, rebuild, with_new_model
 from maseRT.steps.table import Context, final_checkpoint, final_plan
 from maseRT.workspace import write_json
 
@@ -116,15 +116,14 @@ class Sensitivity:
         return [f"{self.method}:", *lines, *more, self.advice, *(f"  {rule}" for rule in self.rules)]
 
 
-def sensitivity(context: Context, section: AnalyzeSection) -> Sensitivity | None:
+def sensitivity(context: Context, setting: Setting, section: AnalyzeSection) -> Sensitivity | None:
     """Rank the layers of the run's final model, and save the ranking; None when it has no INT8 layer.
 
     Each layer takes a pass over the same validation batches, in FP32 but for its own quantizers.
     """
     config, workspace = context.config, context.workspace
-    setting = set_up(context)
     plan_path, checkpoint = final_plan(config, workspace), final_checkpoint(config, workspace)
-    model, plan = rebuild(context, setting, plan_path, checkpoint, master_weights=True)
+    model, plan = rebuild(context, with_new_model(context, setting), plan_path, checkpoint, master_weights=True)
     if not plan.has_int8:
         return None
     model.to(context.device)
