@@ -1,29 +1,10 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from maseRT.errors import MissingError, UsageError
 from maseRT.factories import call_factory, factory_source, is_factory, load_factory, load_module, module_source
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Writes a module into the working directory and forgets everything that was imported."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-
-    def _write(relative: str, text: str) -> Path:
-        path = tmp_path / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
-
-    yield _write
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
 
 
 def test_module_does_not_import_torch():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from marked_section import write_section
+
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 
 GOALS = {
@@ -27,16 +29,8 @@ with settled BatchNorm statistics."""
 
 
 def update_docs(path: Path, results: dict[str, Any]) -> None:
-    """Replace the section between the marks, or append one."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else "# Benchmarks\n"
-    section = f"{BEGIN}\n{markdown(results)}{END}\n"
-    if BEGIN in text:
-        before, _, rest = text.partition(BEGIN)
-        text = before + section + rest.partition(END)[2].lstrip("\n")
-    else:
-        text = f"{text.rstrip()}\n\n{section}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    """Write the GPU section of the benchmarks."""
+    write_section(path, markdown(results), begin=BEGIN, end=END, title="Benchmarks")
 
 
 def markdown(results: dict[str, Any]) -> str:

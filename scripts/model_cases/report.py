@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from marked_section import write_section
+
 BEGIN = "<!-- verify_models: begin -->"
 END = "<!-- verify_models: end -->"
 MAX_ERROR = 1e-4
@@ -111,16 +113,8 @@ def markdown(results: Mapping[str, Mapping[str, Any]], machine: str) -> str:
 
 
 def update_docs(path: Path, section: str) -> None:
-    """Replace the section between the marks, or append one."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else "# Verification\n"
-    marked = f"{BEGIN}\n{section}{END}\n"
-    if BEGIN in text:
-        before, _, rest = text.partition(BEGIN)
-        text = before + marked + rest.partition(END)[2].lstrip("\n")
-    else:
-        text = f"{text.rstrip()}\n\n{marked}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    """Write the section of the verification."""
+    write_section(path, section, begin=BEGIN, end=END, title="Verification")
 
 
 def verdict(result: Mapping[str, Any]) -> str:
