@@ -57,6 +57,12 @@ class ModelSection(Section):
     kind: CheckpointKind | None = Field(None, description="The checkpoint's format; told from the file when absent.")
     allow_globals: tuple[str, ...] = Field((), description="Classes that the checkpoint's pickle may hold, one by one.")
     random_weights: bool = Field(False, description="Go on without trained weights (benchmarks only).")
+    task: str = Field(
+        "classification",
+        pattern=r"^(classification|regression|[\w.]+:\w+)$",
+        description="What the model is for: its loss and its metrics. classification, regression, or module:function "
+        "that returns a maseRT.tasks.Task.",
+    )
 
 
 class DataSection(Section):
@@ -326,18 +332,59 @@ class OnnxRuntimeSection(Section):
 RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
+class DriftLimits(Section):
+    """[analyze] drift: what every step from the float model to the engine must keep, against the step before it."""
+
+    accuracy_drop: float | None = Field(0.02, ge=0, description="Of the primary metric, at most.")
+    agreement: float | None = Field(0.95, ge=0, le=1, description="Share of samples with the same label, at least.")
+    sqnr_db: float | None = Field(None, description="Of the outputs, at least; 20 is 10 % noise.")
+
+
 class AnalyzeSection(Section):
     """[analyze]: what is measured."""
 
     runtimes: tuple[RuntimeName, ...] = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
     split: Literal["validation", "test"] = "test"
     batches: Positive | None = Field(None, description="Evaluate on the first N batches only.")
-    batch_size: Positive | None = Field(None, description="Batch of the latency measurement; default: that of [data].")
-    warmup: int = Field(10, ge=0, description="Iterations before the clock starts.")
-    iterations: Positive = Field(50, description="Timed iterations.")
+    batch_sizes: tuple[Positive, ...] | None = Field(
+        None, min_length=1, description="Batches of the latency measurement; default: that of [data]."
+    )
+    warmup: int = Field(10, ge=0, description="Iterations before the clock starts, at each batch size.")
+    iterations: Positive = Field(50, description="Timed iterations at each batch size, at least.")
+    seconds: float = Field(0.5, ge=0, description="Time on the clock at each batch size, at least.")
+    isolate: bool = Field(
+        True, description="Measure each row in a process of its own, all alive together, in turns; false: in this one."
+    )
+    energy: bool = Field(True, description="Measure energy where a counter can be read: over 3 seconds a row.")
+    drift: DriftLimits = DriftLimits()
     sensitivity: bool = Field(False, description="Rank the layers by what quantizing each alone costs.")
     sensitivity_batches: Positive = Field(4, description="Validation batches that each layer's pass takes.")
     sensitivity_layers: Positive = Field(3, description="How many of the worst layers the proposed rules keep in FP16.")
+
+
+class Speedup(Section):
+    """[gate] min_speedup: over which row, how many times."""
+
+    over: str = Field(description="A row's name, such as torch-fp32.")
+    ratio: Rate
+
+
+class GateSection(Section):
+    """[gate]: what a run must reach; a gate that fails ends with exit code 5."""
+
+    row: str | None = Field(
+        None, description="The row that is judged; default: the engine if it ran, else the fastest deployed row."
+    )
+    max_accuracy_drop: float | None = Field(None, ge=0, description="Of the primary metric, against the float model.")
+    min_speedup: Speedup | tuple[Speedup, ...] | None = Field(
+        None, description="{ over = ROW, ratio = R }, or several: median latency, end to end."
+    )
+    max_latency_ms: Rate | None = Field(None, description="Median of one batch, end to end.")
+    max_size_mb: Rate | None = Field(None, description="On disk, in 10^6 bytes.")
+    min_agreement: float | None = Field(
+        None, ge=0, le=1, description="Share of samples with the float model's label."
+    )
+    max_energy_mj: Rate | None = Field(None, description="Millijoules per sample, all power counted.")
 
 
 class Config(Section):
@@ -354,6 +401,7 @@ class Config(Section):
     build_engine: BuildEngineSection | None = Field(None, alias="build-engine")
     onnxruntime: OnnxRuntimeSection | None = None
     analyze: AnalyzeSection | None = None
+    gate: GateSection | None = None
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -364,6 +412,7 @@ class Config(Section):
             "build_engine": "export",
             "onnxruntime": "export",
             "analyze": "quantize",
+            "gate": "analyze",
         }
         for name, needed in needs.items():
             if getattr(self, name) is not None and getattr(self, needed) is None:

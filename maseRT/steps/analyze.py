@@ -27,7 +27,7 @@ from maseRT.plan import Plan
 from maseRT.precision import Precision
 from maseRT.receipt import Receipt
 from maseRT.records import dependency_versions
-from maseRT.report import Finding, Row, report_json, report_markdown, table
+from maseRT.report.legacy import Finding, Row, report_json, report_markdown, table
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Profiled, Runtime, Session
 from maseRT.runtimes.onnxruntime import OnnxRuntime
@@ -225,7 +225,7 @@ def _measure(
 
 def _timed_batch(context: Context, samples: Samples, section: AnalyzeSection) -> Tensor:
     """Return a full batch of real samples, repeated where the data set is smaller."""
-    size = section.batch_size or context.config.data.batch_size
+    size = (section.batch_sizes or (context.config.data.batch_size,))[0]
     inputs = torch.cat([inputs for inputs, _ in islice(samples, -(-size // len(samples[0][0])))])
     return inputs.repeat(-(-size // len(inputs)), *(1 for _ in inputs.shape[1:]))[:size].contiguous()
 
@@ -234,7 +234,7 @@ def _method(context: Context, section: AnalyzeSection, samples: Samples) -> dict
     return {
         "samples": f"{sum(len(labels) for _, labels in samples)} of the {section.split} split"
         + (f", the first {section.batches} batches" if section.batches else ""),
-        "batch": section.batch_size or context.config.data.batch_size,
+        "batch": (section.batch_sizes or (context.config.data.batch_size,))[0],
         "warm_up": section.warmup,
         "iterations": section.iterations,
         "latency": "wall time from inputs in host memory to outputs in host memory",

@@ -17,7 +17,7 @@ from maseRT.quant.histogram import Histogram, histograms_from_tensors
 from maseRT.quant.observe import known_amax
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sensitivity import expected_sqnr_db, only_quantized, tensors_by_layer
-from maseRT.report import Finding, markdown_table
+from maseRT.report.legacy import Finding, markdown_table
 from maseRT.steps.common import Setting, rebuild, with_new_model
 from maseRT.steps.table import Context, final_checkpoint, final_plan
 from maseRT.workspace import write_json

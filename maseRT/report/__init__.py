@@ -1,0 +1,1 @@
+"""The report: what it holds, how it checks itself, how it looks."""
