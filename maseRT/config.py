@@ -381,9 +381,7 @@ class GateSection(Section):
     )
     max_latency_ms: Rate | None = Field(None, description="Median of one batch, end to end.")
     max_size_mb: Rate | None = Field(None, description="On disk, in 10^6 bytes.")
-    min_agreement: float | None = Field(
-        None, ge=0, le=1, description="Share of samples with the float model's label."
-    )
+    min_agreement: float | None = Field(None, ge=0, le=1, description="Share of samples with the float model's label.")
     max_energy_mj: Rate | None = Field(None, description="Millijoules per sample, all power counted.")
 
 

@@ -31,7 +31,7 @@ from maseRT.report.legacy import Finding, Row, report_json, report_markdown, tab
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Profiled, Runtime, Session
 from maseRT.runtimes.onnxruntime import OnnxRuntime
-from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up, with_new_model
+from maseRT.steps.common import Setting, load_float_weights, load_plan, rebuild_final, set_up
 from maseRT.steps.onnxruntime import session_settings
 from maseRT.steps.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.table import Context, StepResult, final_checkpoint, final_plan
@@ -177,13 +177,13 @@ def _plan(context: Context) -> Plan:
 
 
 def _float_module(context: Context, setting: Setting) -> nn.Module:
-    model = with_new_model(context, setting).model
+    model = setting.new_model(context)
     load_float_weights(context, model)
     return model.eval()
 
 
 def _quantized_module(context: Context, setting: Setting) -> nn.Module:
-    return rebuild_final(context, with_new_model(context, setting))[0]
+    return rebuild_final(context, setting.new_model(context))[0]
 
 
 def _float_bytes(context: Context) -> int:

@@ -70,7 +70,7 @@ def run(context: Context) -> StepResult:
         raise UsageError("the config has no [calibrate] section")
     workspace = context.workspace
     setting = set_up(context)
-    model, plan = rebuild(context, setting, workspace.plan, workspace.quantized_checkpoint, master_weights=True)
+    model, plan = rebuild(context, setting.model, workspace.plan, workspace.quantized_checkpoint, master_weights=True)
     model.to(context.device)
     histograms, plan = _observe(context, setting, model, plan, section)
     if not plan.has_int8:

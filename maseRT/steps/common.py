@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from maseRT.checkpoints import load_tensors, save_tensors
+from maseRT.config import Config
 from maseRT.data import Splits, check_data, load_data, loader
 from maseRT.errors import StepError
 from maseRT.evaluate import Metrics, evaluate_module
@@ -34,6 +35,10 @@ class Setting:
     example: Tensor
     classes: int
 
+    def new_model(self, context: Context) -> nn.Module:
+        """Return another model of the same initial weights; the data is not read again."""
+        return new_model(context, num_classes=self.splits.num_classes, input_shape=self.splits.input_shape)
+
     def batches(
         self, context: Context, part: str, *, shuffle: bool = False, epoch: int = 0
     ) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -56,24 +61,25 @@ def set_up(context: Context) -> Setting:
     """
     config = context.config
     set_up_torch(seed=config.run.seed, threads=context.threads)
-    for plugin in config.quantize.plugins if config.quantize else ():
-        load_module(plugin, where=f"[quantize] plugins, '{plugin}'")
+    load_plugins(config)
     splits = load_data(config.data, seed=config.run.seed)
-    model = _new_model(context, splits)
+    model = new_model(context, num_classes=splits.num_classes, input_shape=splits.input_shape)
     sample = next(iter(loader(splits.train, batch_size=2)))[0]
     logits = check_model(model, sample)
     check_data(splits, outputs=logits.shape[1])
     return Setting(splits, model, sample, logits.shape[1])
 
 
-def with_new_model(context: Context, setting: Setting) -> Setting:
-    """Return the setting with another model of the same initial weights; the data is not read again."""
-    return replace(setting, model=_new_model(context, setting.splits))
+def load_plugins(config: Config) -> None:
+    """Import the modules that register a user's own quantized layers."""
+    for plugin in config.quantize.plugins if config.quantize else ():
+        load_module(plugin, where=f"[quantize] plugins, '{plugin}'")
 
 
-def _new_model(context: Context, splits: Splits) -> nn.Module:
+def new_model(context: Context, *, num_classes: int | None, input_shape: tuple[int, ...]) -> nn.Module:
+    """Return a model with the run's initial weights, on the run's number of threads."""
     set_up_torch(seed=context.config.run.seed, threads=context.threads)
-    return build_model(context.config.model, num_classes=splits.num_classes, input_shape=splits.input_shape)
+    return build_model(context.config.model, num_classes=num_classes, input_shape=input_shape)
 
 
 def user_checkpoint(context: Context) -> Checkpoint | None:
@@ -123,29 +129,29 @@ def load_quantized(path: Path, model: nn.Module, plan: Path, *, made_by: str) ->
 
 
 def rebuild(
-    context: Context, setting: Setting, plan_path: Path, checkpoint: Path, *, master_weights: bool
+    context: Context, model: nn.Module, plan_path: Path, checkpoint: Path, *, master_weights: bool
 ) -> tuple[nn.Module, Plan]:
-    """Return the fake-quantized model of a plan and a checkpoint, in eval mode. The setting's model becomes it.
+    """Return the fake-quantized model of a plan and a checkpoint, in eval mode.
 
     Args:
         context: of the step.
-        setting: with a model whose weights may be any.
+        model: becomes it; its weights may be any.
         plan_path: the plan.
         checkpoint: made with this plan.
         master_weights: everything that is not INT8 in FP32, for calibration and training.
     """
     made_by = producers(context.workspace)
     plan = load_plan(plan_path, made_by=made_by[plan_path])
-    model = quantize_model(setting.model, plan, master_weights=master_weights)
+    model = quantize_model(model, plan, master_weights=master_weights)
     load_quantized(checkpoint, model, plan_path, made_by=made_by[checkpoint])
     return model.eval(), plan
 
 
-def rebuild_final(context: Context, setting: Setting) -> tuple[nn.Module, Plan]:
-    """Return the model that is exported, in its own precisions and eval mode. The setting's model becomes it."""
+def rebuild_final(context: Context, model: nn.Module) -> tuple[nn.Module, Plan]:
+    """Return the model that is exported, in its own precisions and eval mode. The given model becomes it."""
     config, workspace = context.config, context.workspace
     plan, checkpoint = final_plan(config, workspace), final_checkpoint(config, workspace)
-    return rebuild(context, setting, plan, checkpoint, master_weights=False)
+    return rebuild(context, model, plan, checkpoint, master_weights=False)
 
 
 def validate(context: Context, setting: Setting, model: nn.Module) -> Metrics:

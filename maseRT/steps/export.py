@@ -50,7 +50,7 @@ def run(context: Context) -> StepResult:
     load_float_weights(context, setting.model)
     float_logits = _logits(setting.model, sample)
     checks = {"float": _export(context, setting.model, workspace.float_onnx, sample, float_logits, MIN_SQNR_DB)}
-    model, plan = rebuild_final(context, setting)
+    model, plan = rebuild_final(context, setting.model)
     logits = _logits(model, sample)
     quantization_db = agreement(float_logits, logits).sqnr_db
     floor_db = MIN_SQNR_DB if quantization_db is None else min(MIN_SQNR_DB, quantization_db)

@@ -105,7 +105,9 @@ def run(context: Context) -> StepResult:
     if section is None:
         raise UsageError("the config has no [finetune] section")
     setting = set_up(context)
-    model, plan = rebuild(context, setting, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=True)
+    model, plan = rebuild(
+        context, setting.model, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=True
+    )
     if not plan.has_int8:
         return _nothing_to_do(context)
     schedule = schedule_from(context.config, user_checkpoint(context))

@@ -18,7 +18,7 @@ from maseRT.quant.observe import known_amax
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sensitivity import expected_sqnr_db, only_quantized, tensors_by_layer
 from maseRT.report.legacy import Finding, markdown_table
-from maseRT.steps.common import Setting, rebuild, with_new_model
+from maseRT.steps.common import Setting, rebuild
 from maseRT.steps.table import Context, final_checkpoint, final_plan
 from maseRT.workspace import write_json
 
@@ -123,7 +123,7 @@ def sensitivity(context: Context, setting: Setting, section: AnalyzeSection) -> 
     """
     config, workspace = context.config, context.workspace
     plan_path, checkpoint = final_plan(config, workspace), final_checkpoint(config, workspace)
-    model, plan = rebuild(context, with_new_model(context, setting), plan_path, checkpoint, master_weights=True)
+    model, plan = rebuild(context, setting.new_model(context), plan_path, checkpoint, master_weights=True)
     if not plan.has_int8:
         return None
     model.to(context.device)

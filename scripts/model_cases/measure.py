@@ -49,7 +49,7 @@ def measure(
     float_logits = _logits(setting.model, inputs)
     found: dict[str, Any] = {"accuracy": _accuracies(context)}
     setting = set_up(context)
-    model, plan = rebuild_final(context, setting)
+    model, plan = rebuild_final(context, setting.model)
     logits = _logits(model, inputs)
     found["quantization"] = agreement(float_logits, logits).as_dict()
     if classes is not None:
@@ -94,7 +94,9 @@ def _accuracies(context: Context) -> dict[str, float | None]:
     rows = {row["name"]: (row.get("metrics") or {}).get("accuracy") for row in report["rows"]}
     found: dict[str, float | None] = {"float": rows.get("torch-fp32")}
     setting = set_up(context)
-    model, _ = rebuild(context, setting, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=False)
+    model, _ = rebuild(
+        context, setting.model, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=False
+    )
     found["ptq"] = evaluate_module(model, setting.batches(context, "test"), classes=setting.classes).accuracy
     return found | {name: value for name, value in rows.items() if name != "torch-fp32"}
 
