@@ -247,6 +247,10 @@ class Workspace:
     def report_markdown(self) -> Path:
         return self.root / "report.md"
 
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process alone. The lock is the kernel's: it dies with its process.

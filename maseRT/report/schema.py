@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-SCHEMA = 2
+SCHEMA: Final = 2
 """Version of report.json; it grows when an old reader would misread a new file."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Real = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""A number that a diverged model may turn into NaN: null in JSON, which has no NaN, and NaN again when it is read."""
 
 
 class Part(BaseModel):
@@ -23,8 +30,8 @@ class Part(BaseModel):
 class Interval(Part):
     """A 95 % interval."""
 
-    low: float
-    high: float
+    low: Real
+    high: Real
 
 
 class Metrics(Part):
@@ -38,8 +45,8 @@ class Metrics(Part):
     """
 
     samples: Count
-    loss: float
-    values: dict[str, float]
+    loss: Real
+    values: dict[str, Real]
     confusion: list[list[Count]] | None = None
 
 
@@ -118,7 +125,7 @@ class Agreement(Part):
     """
 
     samples: Count
-    max_error: float
+    max_error: Real
     relative_error: float | None
     sqnr_db: float | None
     label_agreement: Share | None
@@ -132,7 +139,7 @@ class Difference(Part):
     """
 
     metric: str
-    value: float
+    value: Real
     interval: Interval | None = None
 
 
@@ -287,8 +294,8 @@ class Rung(Part):
 
     source: str
     target: str
-    metric_before: float
-    metric_after: float
+    metric_before: Real
+    metric_after: Real
     agreement: Agreement
     holds: bool
     divergence: Divergence | None = None
@@ -471,6 +478,12 @@ class Report(Part):
     def row(self, name: str) -> Row | None:
         """Return the row of a name."""
         return next((row for row in self.rows if row.name == name), None)
+
+    def batch(self) -> int | None:
+        """Return the batch size by which rows are compared: the first that was asked for; None when no row is timed."""
+        timed = [row for row in self.rows if row.timings]
+        best = next((row for row in timed if row.name == self.result), timed[0] if timed else None)
+        return best.timings[0].batch if best else None
 
     def ran(self) -> list[Row]:
         """Return the rows that ran."""
