@@ -52,6 +52,8 @@ class Kernel:
         writes: types of its outputs.
         converts: it changes types or memory layouts and computes nothing.
         ms: mean time of one inference; None where it was not measured.
+        inputs: names of the tensors it reads, as `reads`.
+        outputs: names of the tensors it writes, as `writes`.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Kernel:
     writes: tuple[str, ...]
     converts: bool
     ms: float | None = None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ class Receipt:
             fields = {key: value for key, value in raw.items() if key != "schema"}
             layers = tuple(LayerReceipt(**{**each, "verdict": Verdict(each["verdict"])}) for each in raw["layers"])
             kernels = tuple(
-                Kernel(**{**each, "reads": tuple(each["reads"]), "writes": tuple(each["writes"])})
+                Kernel(**{key: tuple(value) if isinstance(value, list) else value for key, value in each.items()})
                 for each in raw["kernels"]
             )
             return cls(**{**fields, "layers": layers, "kernels": kernels})
@@ -319,6 +323,8 @@ def _kernel(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) ->
         reads=tuple(tensor.dtype for tensor in layer.inputs),
         writes=tuple(tensor.dtype for tensor in layer.outputs),
         converts=layer.converts_only,
+        inputs=tuple(tensor.name for tensor in layer.inputs),
+        outputs=tuple(tensor.name for tensor in layer.outputs),
     )
 
 

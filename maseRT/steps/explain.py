@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from maseRT.blame import Blame, blame
 from maseRT.config import Config
 from maseRT.errors import StepError
 from maseRT.onnx_graph import layer_precisions
@@ -38,17 +39,21 @@ class Explanation:
     summary: dict[str, Any]
 
 
-def explain(config: Config, workspace: Workspace, *, layer: str | None = None) -> Explanation:
+def explain(
+    config: Config, workspace: Workspace, *, layer: str | None = None, against: Workspace | None = None
+) -> Explanation:
     """Return what was asked of every layer, how it was exported and what the engine executes.
 
     Args:
         config: of the run.
         workspace: of the run.
         layer: one layer's name, which is then told with its kernels, or an fnmatch pattern; None: every layer.
+        against: a run of the same model in float, of which `analyze` timed the kernels too: adds what is slower in
+            INT8, and the rules that avoid it.
 
     Raises:
         StepError: the run has no plan yet, or its parts do not belong together.
-        UsageError: no layer has this name.
+        UsageError: no layer has this name, or there is nothing to compare.
     """
     path = final_plan(config, workspace)
     plan = Plan.from_json(read_json(path if path.exists() else workspace.plan, made_by="quantize"))
@@ -56,8 +61,10 @@ def explain(config: Config, workspace: Workspace, *, layer: str | None = None) -
     names = _selected(plan, layer)
     chosen = [each for each in receipt.layers if each.name in names]
     if layer is not None and len(chosen) == 1:
-        return _one(plan.of(chosen[0].name), chosen[0], receipt)
-    return _several(plan, chosen, receipt)
+        told = _one(plan.of(chosen[0].name), chosen[0], receipt)
+    else:
+        told = _several(plan, chosen, receipt)
+    return told if against is None else _blaming(told, blame(receipt, _receipt_of(against)))
 
 
 def _receipt(plan: Plan, workspace: Workspace) -> Receipt:
@@ -75,6 +82,17 @@ def _receipt(plan: Plan, workspace: Workspace) -> Receipt:
             "is of an older plan or ONNX file", where=str(workspace.receipt), fix="run `masert transform` again"
         )
     return _timed(receipt, workspace)
+
+
+def _receipt_of(workspace: Workspace) -> Receipt:
+    """Return another run's receipt with its kernels' times."""
+    raw = read_json(workspace.receipt, made_by="build-engine")
+    return _timed(Receipt.from_json(raw, where=str(workspace.receipt)), workspace)
+
+
+def _blaming(told: Explanation, found: Blame) -> Explanation:
+    lines = ("compared with the float engine:", *(f"  {line}" for line in found.lines()))
+    return replace(told, remarks=(*told.remarks, "\n".join(lines)), summary={**told.summary, "blame": found.as_dict()})
 
 
 def _timed(receipt: Receipt, workspace: Workspace) -> Receipt:
