@@ -119,14 +119,15 @@ def layer_precisions(path: Path, layers: Iterable[str] | None = None) -> dict[st
 
 def _layer_of(node: NodeProto, wanted: set[str] | None) -> str | None:
     """Return the module that a node belongs to; a quantizer's nodes belong to the module that holds it."""
-    scopes = _scopes(node)
+    scopes = scopes_of(node)
     modules = [name for name in scopes[:-1] if not name.endswith(QUANTIZER)]
     if wanted is None:
         return modules[-1] if modules else None
     return next((name for name in reversed(modules) if name in wanted), None)
 
 
-def _scopes(node: NodeProto) -> list[str]:
+def scopes_of(node: NodeProto) -> list[str]:
+    """Return the modules that a node was exported from, from the model down, and its own name; [] where untold."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             scopes = ast.literal_eval(entry.value)
