@@ -8,24 +8,17 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from maseRT.errors import MaseRTError
+from maseRT.progress import Reporter, Silent
 
 T = TypeVar("T")
 
@@ -48,25 +41,118 @@ out = _PipeConsole(highlight=False, soft_wrap=True, width=10_000)  # results are
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class RichReporter:
-    """Progress bars and spinners on a terminal's stderr, gone when they are done."""
+class _CountColumn(ProgressColumn):
+    """How many are done, of how many."""
 
-    def track(self, items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
+    def render(self, task: Task) -> Text:
+        """Return "3/10", or nothing for a spinner."""
+        if task.fields["spinning"]:
+            return Text("")
+        total = "?" if task.total is None else f"{task.total:.0f}"
+        return Text(f"{task.completed:.0f}/{total}", style="progress.download", justify="right")
+
+
+class _PaceColumn(ProgressColumn):
+    """How fast it goes, and how long it still takes; of a spinner, how long it has taken."""
+
+    def render(self, task: Task) -> Text:
+        """Return "12.3 batch/s, 0:42 left"."""
+        return Text(pace(task), style="progress.remaining")
+
+
+def pace(task: Task) -> str:
+    """Return how fast a task goes and the time left, judged by all the items that it finished."""
+    elapsed = task.elapsed or 0.0
+    worked = task.fields["worked_seconds"]
+    done = task.completed - task.fields["done"]
+    if task.fields["spinning"] or not done or not worked:
+        return clock(elapsed)
+    unit = task.fields["unit"] or "item"
+    rate = done / worked
+    told = f"{rate:.{0 if rate >= 100 else 1}f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}"
+    if task.total is None:
+        return told
+    left = (task.total - task.fields["done"]) / rate - elapsed
+    return f"{told}, {clock(max(left, 0.0))} left"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as "0:42" or "1:02:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class RichReporter:
+    """Progress bars and spinners on a terminal, one below the other where work holds further work; gone when done."""
+
+    def __init__(self, console: Console = err) -> None:
+        """Draw on a console."""
+        self._console = console
+        self._progress: Progress | None = None
+        self._depth = 0
+
+    def track(
+        self, items: Iterable[T], *, description: str, total: int | None = None, unit: str = "", done: int = 0
+    ) -> Iterator[T]:
         """Yield the items under a progress bar."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, transient=True) as progress:
-            yield from progress.track(items, description=description, total=total)
+        with self._task(description, total=total, done=done, unit=unit) as (progress, task):
+            for item in items:
+                yield item
+                progress.update(task, advance=1, worked_seconds=progress.tasks[progress.task_ids.index(task)].elapsed)
 
     @contextmanager
     def spinner(self, description: str) -> Iterator[None]:
         """Show elapsed time while the block runs."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=err, transient=True) as progress:
-            progress.add_task(description, total=None)
+        with self._task(description, spinning=True):
             yield
 
+    def close(self) -> None:
+        """Take down what is still shown, after an error."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._depth = None, 0
 
-def set_up_logging(*, verbose: bool, quiet: bool) -> None:
+    @contextmanager
+    def _task(
+        self, description: str, *, total: int | None = None, done: int = 0, unit: str = "", spinning: bool = False
+    ) -> Iterator[tuple[Progress, TaskID]]:
+        """Add a line to the display that is there, or begin one: a console can have only one at a time."""
+        progress = self._progress = self._progress or self._new()
+        fields = {"unit": unit, "done": done, "worked_seconds": 0.0, "spinning": spinning}
+        indented = "  " * self._depth + description
+        task = progress.add_task(indented, total=total, completed=done, **fields)
+        self._depth += 1
+        try:
+            yield progress, task
+        finally:
+            if self._progress is progress:
+                progress.remove_task(task)
+                self._depth -= 1
+                if not progress.tasks:
+                    self.close()
+
+    def _new(self) -> Progress:
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+        # A terminal that also shows the results must not show them between two frames.
+        progress = Progress(
+            *columns,
+            _CountColumn(),
+            _PaceColumn(),
+            console=self._console,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        progress.start()
+        return progress
+
+
+def make_reporter(*, quiet: bool) -> Reporter:
+    """Return what shows progress: nothing unless stderr is a terminal that can be drawn on."""
+    return RichReporter() if sys.stderr.isatty() and err.is_interactive and not quiet else Silent()
+
+
+def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send the messages of maseRT to stderr."""
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     handler = RichHandler(console=err, show_time=False, show_path=False, markup=False)
@@ -77,6 +163,25 @@ def set_up_logging(*, verbose: bool, quiet: bool) -> None:
     logger.propagate = False
 
 
+@contextmanager
+def stdout_for_json() -> Iterator[None]:
+    """Send what anybody else writes to stdout in the block to stderr: a user's factory, a library's C++."""
+    stdout = sys.stdout
+    stdout.flush()
+    saved: int | None = None
+    with suppress(OSError):  # a process may have neither
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+        if saved is not None:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
 def print_json(command: str, value: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout."""
     print_line(json.dumps({"schema": SCHEMA, "command": command, **value}, default=str))
@@ -85,6 +190,12 @@ def print_json(command: str, value: Mapping[str, Any]) -> None:
 def print_line(text: str) -> None:
     """Print plain text to stdout as it is."""
     out.print(text, markup=False, emoji=False)
+
+
+def print_note(text: str) -> None:
+    """Print a line to stderr, above a progress bar; also from a signal handler, where that may be impossible."""
+    with suppress(RuntimeError):  # the interrupted code was writing to stderr itself
+        err.print(text, markup=False)
 
 
 def print_error(error: MaseRTError) -> None:

@@ -129,6 +129,11 @@ class Workspace:
         return self.root / "ckpts" / "calibrated.safetensors"
 
     @property
+    def training_state(self) -> Path:
+        """Weights and optimizer state of an unfinished training."""
+        return self.root / "ckpts" / "float_resume.safetensors"
+
+    @property
     def finetuning(self) -> Path:
         return self.root / "ckpts" / "fine_tuning"
 

@@ -15,6 +15,7 @@ from maseRT.config import CalibrateSection, MethodRule, QuantizeSection
 from maseRT.data import calibration_subset, loader
 from maseRT.errors import UsageError
 from maseRT.evaluate import Metrics
+from maseRT.interrupts import finishing
 from maseRT.plan import Plan, matching_layers, owner_of
 from maseRT.quant import keep_in_fp32, observed_overflow
 from maseRT.quant.calibrators import Method, amax_from_histograms
@@ -81,9 +82,12 @@ def run(context: Context) -> StepResult:
     if trained:
         candidates = [_scored(context, setting, model, plan, histograms, CHECKPOINT, trained)]
     else:
+        wanted = _methods(section, plan, histograms)
         candidates = [
             _candidate(context, setting, model, plan, histograms, name, methods)
-            for name, methods in _methods(section, plan, histograms).items()
+            for name, methods in context.reporter.track(
+                wanted.items(), description="calibrate", total=len(wanted), unit="method"
+            )
         ]
     best = max(candidates, key=lambda candidate: candidate.rank)
     load_amax(model, best.amax)
@@ -98,7 +102,7 @@ def _observe(
     subset = calibration_subset(setting.splits, samples=section.batches * data.batch_size, seed=context.config.run.seed)
     batches = loader(subset, batch_size=data.batch_size)
     with torch.inference_mode(), observed_overflow(model, plan) as overflow, observe(model) as histograms:
-        for inputs, _ in context.reporter.track(batches, description="calibrate", total=len(batches)):
+        for inputs, _ in context.reporter.track(batches, description="observe", total=len(batches), unit="batch"):
             model(inputs.to(context.device))
     quantize = context.config.quantize or QuantizeSection()
     return histograms, keep_in_fp32(plan, overflow, overflow=quantize.overflow)
@@ -136,7 +140,7 @@ def _candidate(
     name: str,
     methods: Mapping[str, Method],
 ) -> Candidate:
-    with context.reporter.spinner(f"calibrate: {name}"):
+    with finishing(f"calibration method {name}"), context.reporter.spinner(name):
         amax = amax_from_histograms(histograms, methods.__getitem__, ties=plan.ties)
         return _scored(context, setting, model, plan, histograms, name, amax)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -15,15 +14,17 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn import functional as F
 
-from maseRT.checkpoints import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from maseRT.checkpoints import flatten_optimizer, load_tensors, restore_optimizer
 from maseRT.config import Config, FinetuneSection
 from maseRT.errors import StepError, UsageError
 from maseRT.evaluate import Metrics
+from maseRT.interrupts import finishing
 from maseRT.learning import NonFiniteLossError, cosine_rate, make_fabric, make_optimizer, train_epoch
 from maseRT.models import Checkpoint
 from maseRT.quant.qat import train_ranges
 from maseRT.quant.quantizer import quantizers
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, user_checkpoint, validate
+from maseRT.steps.resume import load_progress, save_progress
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import atomic_path, write_json
 
@@ -149,15 +150,24 @@ def _train(
         history = [calibrated]
     forward, optimizer = fabric.setup(model, optimizer)
     per_epoch = len(setting.batches(context, "train"))
-    for epoch in range(len(history), schedule.epochs + 1):
-        try:
-            loss = _one_epoch(context, setting, fabric, forward, optimizer, schedule, epoch, per_epoch)
-        except NonFiniteLossError as error:
-            log.warning("fine-tuning stops in epoch %d: %s", epoch, error.what)
-            return history, f"epoch {epoch}: {error.what}"
-        history.append(Epoch(epoch, loss, validate(context, setting, model)))
-        save_quantized(workspace.epoch_checkpoint(epoch), model, workspace.final_plan)
-        _save_resume(context, optimizer, history)
+    finished = len(history) - 1
+    epochs = context.reporter.track(
+        range(finished + 1, schedule.epochs + 1),
+        description="finetune",
+        total=schedule.epochs,
+        unit="epoch",
+        done=finished,
+    )
+    for epoch in epochs:
+        with finishing(f"fine-tuning epoch {epoch} of {schedule.epochs}"):
+            try:
+                loss = _one_epoch(context, setting, fabric, forward, optimizer, schedule, epoch, per_epoch)
+            except NonFiniteLossError as error:
+                log.warning("fine-tuning stops in epoch %d: %s", epoch, error.what)
+                return history, f"epoch {epoch}: {error.what}"
+            history.append(Epoch(epoch, loss, validate(context, setting, model)))
+            save_quantized(workspace.epoch_checkpoint(epoch), model, workspace.final_plan)
+            _save_resume(context, optimizer, history)
     return history, ""
 
 
@@ -186,33 +196,29 @@ def _one_epoch(
         cosine_rate(first + i, steps, initial=schedule.initial_learning_rate, final=schedule.final_learning_rate)
         for i in range(per_epoch)
     )
-    description = f"finetune epoch {epoch}/{schedule.epochs}"
     return train_epoch(
         fabric,
         model,
         optimizer,
-        context.reporter.track(batches, description=description, total=per_epoch),
+        context.reporter.track(batches, description=f"epoch {epoch}", total=per_epoch, unit="batch"),
         rate_at=rates,
         seed=context.config.run.seed + epoch,
     )
 
 
 def _save_resume(context: Context, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
-    metadata = {"key": json.dumps(context.key, sort_keys=True), "history": json.dumps([asdict(e) for e in history])}
-    save_tensors(context.workspace.resume_state, flatten_optimizer(optimizer), metadata)
+    entries = [asdict(epoch) for epoch in history]
+    save_progress(context.workspace.resume_state, flatten_optimizer(optimizer), key=context.key, history=entries)
 
 
 def _resume(context: Context, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch] | None:
     """Load the last finished epoch of an interrupted run of the very same work; None when there is none."""
     workspace = context.workspace
-    if not workspace.resume_state.exists():
+    found = load_progress(workspace.resume_state, key=context.key, work="fine-tuning", made_by="finetune")
+    if found is None:
         return None
+    state, history = found[0], [_epoch_from(entry) for entry in found[1]]
     try:
-        state, metadata = load_tensors(workspace.resume_state, made_by="finetune")
-        if metadata.get("key") != json.dumps(context.key, sort_keys=True):
-            log.warning("the unfinished fine-tuning was started with another plan, config or data; starting over")
-            return None
-        history = [_epoch_from(entry) for entry in json.loads(metadata["history"])]
         weights, _ = load_tensors(workspace.epoch_checkpoint(history[-1].epoch), made_by="finetune")
     except StepError as error:
         log.warning("cannot resume: %s; starting over", error)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from maseRT.checkpoints import save_tensors
+import logging
+
+import torch
+from torch import nn
+
+from maseRT.checkpoints import flatten_optimizer, restore_optimizer, save_tensors
 from maseRT.errors import UsageError
+from maseRT.interrupts import finishing
 from maseRT.learning import cosine_rate, make_fabric, make_optimizer, train_epoch
 from maseRT.steps.common import set_up, validate
+from maseRT.steps.resume import Entries, load_progress, save_progress
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
+
+log = logging.getLogger(__name__)
+
+_WEIGHTS, _OPTIMIZER = "model.", "optimizer."
 
 
 def run(context: Context) -> StepResult:
@@ -16,6 +27,7 @@ def run(context: Context) -> StepResult:
     if section is None:
         raise UsageError("the config has no [train] section")
     setting = set_up(context)
+    setting.model.to(context.device)
     fabric = make_fabric(context.device)
     optimizer = make_optimizer(
         section.optimizer,
@@ -23,31 +35,59 @@ def run(context: Context) -> StepResult:
         learning_rate=section.learning_rate,
         weight_decay=section.weight_decay,
     )
+    history = _resume(context, setting.model, optimizer)
+    if history:
+        metrics = validate(context, setting, setting.model)
     model, optimizer = fabric.setup(setting.model, optimizer)
     per_epoch = len(setting.batches(context, "train"))
     steps = section.epochs * per_epoch
     final = 0.0 if section.schedule == "cosine" else section.learning_rate
-    history = []
-    for epoch in range(section.epochs):
-        batches = setting.batches(context, "train", shuffle=True, epoch=epoch)
-        first = epoch * per_epoch
-        loss = train_epoch(
-            fabric,
-            model,
-            optimizer,
-            context.reporter.track(batches, description=f"train epoch {epoch + 1}/{section.epochs}", total=per_epoch),
-            rate_at=(
-                cosine_rate(first + i, steps, initial=section.learning_rate, final=final) for i in range(per_epoch)
-            ),
-            seed=context.config.run.seed + epoch,
-        )
-        metrics = validate(context, setting, setting.model)
-        history.append({"epoch": epoch + 1, "loss": loss, "validation": metrics.as_dict()})
+    epochs = context.reporter.track(
+        range(len(history), section.epochs), description="train", total=section.epochs, unit="epoch", done=len(history)
+    )
+    for epoch in epochs:
+        with finishing(f"training epoch {epoch + 1} of {section.epochs}"):
+            batches = setting.batches(context, "train", shuffle=True, epoch=epoch)
+            first = epoch * per_epoch
+            loss = train_epoch(
+                fabric,
+                model,
+                optimizer,
+                context.reporter.track(batches, description=f"epoch {epoch + 1}", total=per_epoch, unit="batch"),
+                rate_at=(
+                    cosine_rate(first + i, steps, initial=section.learning_rate, final=final) for i in range(per_epoch)
+                ),
+                seed=context.config.run.seed + epoch,
+            )
+            metrics = validate(context, setting, setting.model)
+            history.append({"epoch": epoch + 1, "loss": loss, "validation": metrics.as_dict()})
+            _save_progress(context, setting.model, optimizer, history)
     workspace = context.workspace
     save_tensors(workspace.float_checkpoint, setting.model.state_dict())
     write_json(workspace.training, {"epochs": history})
+    workspace.training_state.unlink(missing_ok=True)
     return StepResult(
         headline=f"validation accuracy {metrics.accuracy:.2%} after {section.epochs} epochs",
         outputs=[workspace.float_checkpoint, workspace.training],
         summary={"epochs": section.epochs, "validation": metrics.as_dict()},
     )
+
+
+def _save_progress(context: Context, model: nn.Module, optimizer: torch.optim.Optimizer, history: Entries) -> None:
+    tensors = {_WEIGHTS + name: value for name, value in model.state_dict().items()}
+    tensors |= {_OPTIMIZER + name: value for name, value in flatten_optimizer(optimizer).items()}
+    save_progress(context.workspace.training_state, tensors, key=context.key, history=history)
+
+
+def _resume(context: Context, model: nn.Module, optimizer: torch.optim.Optimizer) -> Entries:
+    """Load the last finished epoch of an interrupted training of the very same model; returns the history so far."""
+    found = load_progress(context.workspace.training_state, key=context.key, work="training", made_by="train")
+    if found is None:
+        return []
+    tensors, history = found
+    model.load_state_dict({k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)})
+    restore_optimizer(
+        optimizer, {k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)}
+    )
+    log.warning("resuming after epoch %d", len(history))
+    return history
