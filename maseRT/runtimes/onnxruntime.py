@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from maseRT.errors import CheckError, MissingError, StepError
 from maseRT.onnxrt.providers import (
@@ -22,6 +24,11 @@ from maseRT.onnxrt.providers import (
 )
 from maseRT.runtimes.base import TensorSpec
 from maseRT.runtimes.feeds import check_feed, like_feed, to_numpy
+
+if TYPE_CHECKING:
+    from maseRT.runtimes.trt.cuda import Resources
+
+log = logging.getLogger(__name__)
 
 _LEVELS: dict[Optimization, str] = {
     "all": "ORT_ENABLE_ALL",
@@ -73,16 +80,41 @@ class OnnxRuntime:
         if not artifact.is_file():
             raise StepError("no such ONNX file", where=str(artifact), fix="run `masert export` first")
         settings = settings or SessionSettings(threads=threads, optimization=optimization)
-        session = create_session(artifact, device, settings)
-        provider, _ = parse_device(device)
-        if not settings.allow_fallback:
-            check_provider(provider.name, session.get_providers())
-            if provider.name != CPU:
-                check_assignment(provider.name, node_counts(session), where=str(artifact))
-        return OnnxSession(session, device=device)
+        provider, index = parse_device(device)
+        with ExitStack() as guard:
+            memory = _own_stream(index) if provider.device == "cuda" else None
+            if memory is not None:
+                guard.enter_context(memory)
+            session = create_session(artifact, device, settings, stream=memory.stream if memory is not None else None)
+            if not settings.allow_fallback:
+                check_provider(provider.name, session.get_providers())
+                if provider.name != CPU:
+                    check_assignment(provider.name, node_counts(session), where=str(artifact))
+            guard.pop_all()
+        return OnnxSession(session, device=device, memory=memory)
 
 
-def create_session(artifact: Path, device: str, settings: SessionSettings, *, optimized: Path | None = None) -> Any:
+def _own_stream(index: int) -> Resources | None:
+    """Return a stream for a session on a GPU, so that its inferences can be timed; None where none can be made."""
+    from maseRT.runtimes.trt.cuda import Resources, set_device
+
+    try:
+        set_device(index)
+        return Resources()
+    except (MissingError, StepError) as error:
+        why = "; ".join(filter(None, (error.what, error.fix)))
+        log.warning("%s cannot be timed by the device: %s", OnnxRuntime.name, why)
+        return None
+
+
+def create_session(
+    artifact: Path,
+    device: str,
+    settings: SessionSettings,
+    *,
+    optimized: Path | None = None,
+    stream: int | None = None,
+) -> Any:
     """Return an onnxruntime.InferenceSession.
 
     Args:
@@ -90,6 +122,7 @@ def create_session(artifact: Path, device: str, settings: SessionSettings, *, op
         device: whose provider comes first; the CPU's takes what that one leaves.
         settings: of the session.
         optimized: where onnxruntime writes the graph as it rewrote it.
+        stream: the CUDA stream to compute on; None: one of onnxruntime's own.
 
     Raises:
         StepError: onnxruntime cannot load the file.
@@ -102,6 +135,8 @@ def create_session(artifact: Path, device: str, settings: SessionSettings, *, op
         options.optimized_model_filepath = str(optimized)
     arguments: dict[str, Any] = {"disabled_optimizers": _harmful_optimizers(artifact)}
     own = provider_options(provider, index, settings)
+    if stream is not None:
+        own["user_compute_stream"] = str(stream)
     if provider.plugin:
         options.add_provider_for_devices([plugin_devices(provider)[index]], own)
     else:
@@ -187,13 +222,20 @@ def check_assignment(asked: str, counts: Mapping[str, int], *, where: str) -> No
 
 
 class OnnxSession:
-    """An ONNX file loaded by onnxruntime."""
+    """An ONNX file loaded by onnxruntime.
 
-    def __init__(self, session: Any, *, device: str) -> None:
+    Args:
+        session: the onnxruntime.InferenceSession.
+        device: that it runs on.
+        memory: owns the CUDA stream that it computes on, and is freed with it; None where it has one of its own.
+    """
+
+    def __init__(self, session: Any, *, device: str, memory: Resources | None = None) -> None:
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._session = session
         self._device = device
+        self._memory = memory
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -221,7 +263,7 @@ class OnnxSession:
             raise StepError(f"inference failed: {error}", where=OnnxRuntime.name) from error
         return like_feed(dict(zip(names, values, strict=True)), feed)
 
-    def bind(self, feed: Mapping[str, Any]) -> OnnxBound:
+    def bind(self, feed: Mapping[str, Any]) -> OnnxBound | CudaBound:
         """Place one batch, and room for the outputs, on the device."""
         import onnxruntime as ort
 
@@ -234,11 +276,13 @@ class OnnxSession:
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(to_numpy(value), kind, index))
         for spec in self.outputs:
             binding.bind_output(spec.name, kind, index)
-        return OnnxBound(session, binding)
+        return OnnxBound(session, binding) if self._memory is None else CudaBound(self, binding, self._memory, index)
 
     def close(self) -> None:
-        """Free the session."""
+        """Free the session, then the stream that it computed on."""
         self._session = None
+        if self._memory is not None:
+            self._memory.close()
 
     def _live(self) -> Any:
         if self._session is None:
@@ -272,7 +316,41 @@ class OnnxBound:
         self._binding.synchronize_outputs()
 
     def device_times_ms(self, iterations: int) -> None:
-        """Return None: onnxruntime does not give its CUDA stream's events away."""
+        """Return None: there is no device clock to ask."""
+
+
+class CudaBound:
+    """One batch on a GPU, inferred on the session's own stream."""
+
+    def __init__(self, session: OnnxSession, binding: Any, memory: Resources, device: int) -> None:
+        import onnxruntime as ort
+
+        self._session = session
+        self._binding = binding
+        self._memory = memory
+        self._device = device
+        self._queued = ort.RunOptions()
+        self._queued.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def run(self) -> None:
+        """Infer once and wait for the end."""
+        self.repeat(1)
+
+    def repeat(self, iterations: int) -> None:
+        """Infer `iterations` times, one queued behind another, and wait for the end."""
+        for _ in range(iterations):
+            self._launch()
+        self._memory.synchronize()
+
+    def device_times_ms(self, iterations: int) -> list[float]:
+        """Return the time of each inference by CUDA events, one queued behind another."""
+        from maseRT.runtimes.trt.cuda import set_device, times_ms
+
+        set_device(self._device)
+        return times_ms(self._memory.stream, self._launch, iterations)
+
+    def _launch(self) -> None:
+        self._session._live().run_with_iobinding(self._binding, self._queued)
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 from gpu_bench.jobs import FREE, Job, Options
 from gpu_bench.prepare import float_model, open_run
 from maseRT.agreement import agreement
+from maseRT.blame import blame
 from maseRT.energy import measure_energy, measure_idle, open_meter
 from maseRT.errors import MaseRTError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
 from maseRT.measure import bound_times_ms, measure_latency
 from maseRT.nvml import open_gpu
 from maseRT.onnx_export import INPUT, OUTPUT
+from maseRT.receipt import Receipt
 from maseRT.records import dependency_versions
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Bound, Session
@@ -80,6 +82,7 @@ def measure_job(job: Job, options: Options) -> None:
             measure_rows(job, options, rows, result)
             save()
             result["layers"] = layer_times(job, rows)
+            result["blame"] = blamed(engines, result["layers"])
             save()
             measure_energies(job, options, rows, result)
         result["complete"] = "tensorrt int8" in result["layers"] and "out of time" not in str(result)
@@ -365,6 +368,21 @@ def layer_times(job: Job, rows: list[Row]) -> dict[str, dict[str, float]]:
             except MaseRTError as error:
                 print(f"{row.name}: no layer times: {error}", flush=True)
     return found
+
+
+def blamed(engines: dict[str, Workspace], layers: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Return what in the INT8 engine costs more than in the FP16 one, and the rules that avoid it."""
+    receipts = []
+    for precision in ("int8", "fp16"):
+        times = layers.get(f"tensorrt {precision}")
+        if times is None:
+            return {}
+        path = engines[precision].receipt
+        receipts.append(Receipt.from_json(read_json(path, made_by="build-engine"), where=str(path)).with_times(times))
+    try:
+        return blame(*receipts).as_dict()
+    except MaseRTError as error:
+        return {"error": str(error)}
 
 
 # energy

@@ -20,8 +20,7 @@ METHOD = """\
 One process per model and batch opens all rows and measures them in turn, block by block, in an order that rotates;
 times are medians over the blocks' medians, ratios are taken within the process, and their 95 % intervals are
 bootstrapped over blocks. *Device* is the time of one inference on data that lies on the GPU: by CUDA events with the
-inferences queued one behind another, for ONNX Runtime by the wall clock around each (it gives no events away).
-*Call* is the wall time of one inference that is waited for, *end to end* that with copies from and to host memory.
+inferences queued one behind another, in a stream that the session owns (a row that has no events says so). *Call* is the wall time of one inference that is waited for, *end to end* that with copies from and to host memory.
 Engines come from `masert quantize`, `calibrate`, `export` and `build-engine` (`float = "fp16"`, a profile of this one
 batch size); the CUDA graph is on unless said. TF32 is on for FP32 rows. Energy is the GPU's own counter over at least
 3 s of steady state, less what it takes idle. The error is the SQNR of the logits against float64. Weights are random
@@ -75,6 +74,8 @@ def row_line(label: str, row: dict[str, Any], ratios: dict[str, Any]) -> str:
         joules = f"{energy['net_joules_per_sample'] * 1e3:.3f} ({energy['joules_per_sample'] * 1e3:.3f})"
         watts = f"{energy['watts']:.0f}"
     error = row["error"].get("sqnr_db")
+    if row.get("timed_by") == "wall clock":
+        label += " (by the wall clock)"
     times = f"{row['median_ms']:.4f} | {row['cov']:.1%} | {row['wall_ms']:.4f} | {row['end_to_end_ms']:.4f}"
     return f"| {label} | {times} | {faster} | {joules} | {watts} | {'' if error is None else f'{error:.1f}'} |"
 
@@ -93,6 +94,7 @@ def remarks(name: str, job: dict[str, Any]) -> list[str]:
                 f"- Energy: {ratio['ratio']:.1f} times less per sample than torch fp32 eager above idle "
                 f"[{ratio['low']:.1f}, {ratio['high']:.1f}], {ratio['gross_ratio']:.1f} times less with idle power."
             )
+    lines += blame_lines(job)
     energy = job.get("energy")
     if isinstance(energy, dict):
         lines.append(f"- Idle: {energy['idle_watts']:.0f} W ({energy['source']}, {energy['device']}).")
@@ -107,6 +109,15 @@ def remarks(name: str, job: dict[str, Any]) -> list[str]:
         held = f"held back by {', '.join(limits)}" if limits else "nothing held it back"
         lines.append(f"- SM clock {clocks[0]} to {clocks[-1]} MHz, at most {hottest} °C, {held}.")
     return lines
+
+
+def blame_lines(job: dict[str, Any]) -> list[str]:
+    """Say why INT8 is slower than FP16, where it is."""
+    ratio = job["ratios"].get("tensorrt int8 vs tensorrt fp16")
+    if ratio is None or ratio["ratio"] >= 1:
+        return []
+    why = job.get("blame", {}).get("lines") or ["no kernel times to tell why"]
+    return ["- INT8 is slower than FP16:", *(f"    - {line.strip()}" for line in why)]
 
 
 def build_lines(job: dict[str, Any]) -> list[str]:

@@ -1,0 +1,55 @@
+"""What the GPU benchmark says about its results."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from gpu_bench.measure import blamed  # noqa: E402
+from gpu_bench.report import section  # noqa: E402
+
+from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict  # noqa: E402
+from maseRT.workspace import Workspace, write_json  # noqa: E402
+
+
+def row(ms, **more):
+    return {"median_ms": ms, "cov": 0.01, "wall_ms": ms, "end_to_end_ms": ms, "error": {"sqnr_db": 30.0}, **more}
+
+
+def job(ratio, blame):
+    ratios = {"tensorrt int8 vs tensorrt fp16": {"ratio": ratio, "low": ratio, "high": ratio}}
+    rows = {"tensorrt int8": row(1.0), "onnxruntime fp16": row(2.0, timed_by="wall clock")}
+    return {"model": "vgg7", "batch": 64, "rows": rows, "ratios": ratios, "builds": {}, "blame": blame}
+
+
+@pytest.fixture
+def blame(tmp_path):
+    engines, times = {}, {}
+    for precision, ms in (("int8", 0.3), ("fp16", 0.1)):
+        layers = (LayerReceipt("conv", "Conv2d", precision, precision, precision, Verdict.AS_ASKED),)
+        kernels = (Kernel("k", "conv", "", "", precision, (), (), False),)
+        engines[precision] = workspace = Workspace(tmp_path, precision)
+        write_json(workspace.receipt, Receipt("tensorrt", "8", "9.0", "", "inspector", layers, kernels).to_json())
+        times[f"tensorrt {precision}"] = {"k": ms}
+    return blamed(engines, times)
+
+
+def test_a_slower_int8_engine_is_explained(blame):
+    text = "\n".join(section("vgg7:64", job(0.8, blame)))
+    assert "- INT8 is slower than FP16:" in text
+    assert "slower than in float: conv 0.3000 ms (0.1000 in float)" in text
+    assert '{ name = "conv", precision = "fp16" },' in text
+
+
+def test_a_faster_one_is_not(blame):
+    assert "slower" not in "\n".join(section("vgg7:64", job(1.3, blame)))
+
+
+def test_without_an_engine_there_is_nobody_to_blame():
+    assert blamed({}, {"tensorrt int8": {"k": 1.0}}) == {}
+
+
+def test_a_row_without_events_says_so():
+    assert "| onnxruntime fp16 (by the wall clock) |" in "\n".join(section("vgg7:64", job(1.3, {})))
