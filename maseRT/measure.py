@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from maseRT.intervals import bootstrap_latency
+from maseRT.report import schema
 from maseRT.runtimes.base import Bound
 
 
@@ -44,6 +46,27 @@ def latency_from_times(times_ms: Sequence[float], *, batch: int) -> Latency:
     p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
     mean = float(np.mean(times_ms))
     return Latency(batch, len(times_ms), mean, p50, p90, p99, float(np.std(times_ms)) / mean)
+
+
+def latency(rounds: Sequence[Sequence[float]], clock: str) -> schema.Latency:
+    """Summarize calls that were timed in rounds, with 95 % intervals.
+
+    Args:
+        rounds: times of the calls of each round, in milliseconds.
+        clock: "wall" or "device events".
+    """
+    summary = latency_from_times([time_ms for each in rounds for time_ms in each], batch=1)
+    intervals = bootstrap_latency(rounds)
+    return schema.Latency(
+        iterations=summary.iterations,
+        mean_ms=summary.mean_ms,
+        p50_ms=summary.p50_ms,
+        p90_ms=summary.p90_ms,
+        p99_ms=summary.p99_ms,
+        cov=summary.cov,
+        intervals={name: schema.Interval(low=low, high=high) for name, (low, high) in intervals.items()},
+        clock=clock,
+    )
 
 
 def measure_latency(call: Callable[[], object], *, batch: int, warmup: int, iterations: Iterable[int]) -> Latency:

@@ -36,6 +36,7 @@ class GpuState:
     memory_clock_mhz: int | None
     temperature_c: int | None
     power_w: float | None
+    power_limit_w: float | None
     limits: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,15 +62,22 @@ class NvmlGpu:
         milliwatts = self._ask(self._nvml.nvmlDeviceGetPowerUsage)
         return None if milliwatts is None else milliwatts / 1000
 
+    def memory_mb(self) -> float | None:
+        """Return the memory in use, by whatever process, in MiB; None where it is not told."""
+        memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo)
+        return None if memory is None else memory.used / 2**20
+
     def state(self) -> GpuState:
         """Return clocks, temperature, power and limits now."""
         nvml = self._nvml
         reasons = self._ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
+        milliwatts = self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit)
         return GpuState(
             sm_clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             memory_clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
             temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
             power_w=self.power_w(),
+            power_limit_w=None if milliwatts is None else milliwatts / 1000,
             limits=limits_from_mask(reasons),
         )
 

@@ -15,7 +15,7 @@ LAYERS = [
     {
         "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_translations",
         "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt",
-        "energy", "nvml", "onnx_compat", "blame",
+        "energy", "nvml", "onnx_compat", "blame", "workers", "intervals",
     },
     {
         "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",
@@ -28,7 +28,8 @@ HEAVY = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxscript
 LIGHT = [
     "maseRT", "maseRT.cli", "maseRT.config", "maseRT.workspace", "maseRT.records", "maseRT.plan", "maseRT.hardware",
     "maseRT.factories", "maseRT.steps.pipeline", "maseRT.steps.table", "maseRT.scaffold", "maseRT.quant",
-    "maseRT.models", "maseRT.data", "maseRT.runtimes",
+    "maseRT.models", "maseRT.data", "maseRT.runtimes", "maseRT.measure", "maseRT.intervals", "maseRT.workers.process",
+    "maseRT.workers.child", "maseRT.workers.schedule",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 # ruff: noqa: N802  (the names are NVML's)
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,8 @@ class Nvml:
             "sm": 1980,
             "memory": 3201,
             "core": 41,
+            "limit": 700_000,
+            "used": 3 * 2**30,
         } | values
         self.starts = True
         self.running = 0
@@ -56,6 +59,12 @@ class Nvml:
     def nvmlDeviceGetPowerUsage(self, handle):
         return self._say(handle, "power")
 
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
+        return self._say(handle, "limit")
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(used=self._say(handle, "used"))
+
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
         return self._say(handle, "reasons")
 
@@ -82,6 +91,12 @@ def test_units_are_joules_and_watts(nvml):
         assert (gpu.energy_j(), gpu.power_w()) == (5.0, 350.0)
 
 
+def test_memory_is_in_mib(nvml):
+    nvml()
+    with open_gpu("GPU-1") as gpu:
+        assert gpu.memory_mb() == 3072
+
+
 def test_a_state_is_plain_values(nvml):
     nvml()
     with open_gpu("GPU-1") as gpu:
@@ -90,15 +105,17 @@ def test_a_state_is_plain_values(nvml):
             "memory_clock_mhz": 3201,
             "temperature_c": 41,
             "power_w": 350.0,
+            "power_limit_w": 700.0,
             "limits": ["power cap"],
         }
 
 
 def test_what_a_gpu_does_not_tell_is_none(nvml):
-    nvml(energy=None, power=None, reasons=None, core=None)
+    nvml(energy=None, power=None, reasons=None, core=None, limit=None, used=None)
     with open_gpu("GPU-1") as gpu:
-        assert gpu.energy_j() is None
+        assert (gpu.energy_j(), gpu.memory_mb()) == (None, None)
         state = gpu.state()
+    assert state.power_limit_w is None
     assert (state.power_w, state.temperature_c, state.limits, state.sm_clock_mhz) == (None, None, (), 1980)
 
 
