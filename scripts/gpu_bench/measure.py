@@ -372,15 +372,13 @@ def layer_times(job: Job, rows: list[Row]) -> dict[str, dict[str, float]]:
 
 def blamed(engines: dict[str, Workspace], layers: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return what in the INT8 engine costs more than in the FP16 one, and the rules that avoid it."""
-    receipts = []
-    for precision in ("int8", "fp16"):
-        times = layers.get(f"tensorrt {precision}")
-        if times is None:
-            return {}
-        path = engines[precision].receipt
-        receipts.append(Receipt.from_json(read_json(path, made_by="build-engine"), where=str(path)).with_times(times))
+    times = [layers.get(f"tensorrt {precision}") for precision in ("int8", "fp16")]
+    if None in times:
+        return {}
+    paths = [engines[precision].receipt for precision in ("int8", "fp16")]
+    receipts = [Receipt.from_json(read_json(path, made_by="build-engine"), where=str(path)) for path in paths]
     try:
-        return blame(*receipts).as_dict()
+        return blame(*(receipt.with_times(ms) for receipt, ms in zip(receipts, times, strict=True))).as_dict()
     except MaseRTError as error:
         return {"error": str(error)}
 

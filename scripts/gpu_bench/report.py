@@ -20,7 +20,8 @@ METHOD = """\
 One process per model and batch opens all rows and measures them in turn, block by block, in an order that rotates;
 times are medians over the blocks' medians, ratios are taken within the process, and their 95 % intervals are
 bootstrapped over blocks. *Device* is the time of one inference on data that lies on the GPU: by CUDA events with the
-inferences queued one behind another, in a stream that the session owns (a row that has no events says so). *Call* is the wall time of one inference that is waited for, *end to end* that with copies from and to host memory.
+inferences queued one behind another, in a stream that the session owns (a row that has no events says so). *Call* is
+the wall time of one inference that is waited for, *end to end* that with copies from and to host memory.
 Engines come from `masert quantize`, `calibrate`, `export` and `build-engine` (`float = "fp16"`, a profile of this one
 batch size); the CUDA graph is on unless said. TF32 is on for FP32 rows. Energy is the GPU's own counter over at least
 3 s of steady state, less what it takes idle. The error is the SQNR of the logits against float64. Weights are random

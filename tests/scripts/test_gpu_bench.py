@@ -7,11 +7,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from gpu_bench.measure import blamed  # noqa: E402
-from gpu_bench.report import section  # noqa: E402
+from gpu_bench.measure import blamed
+from gpu_bench.report import section
 
-from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict  # noqa: E402
-from maseRT.workspace import Workspace, write_json  # noqa: E402
+from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict
+from maseRT.workspace import Workspace, write_json
 
 
 def row(ms, **more):
