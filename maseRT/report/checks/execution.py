@@ -10,7 +10,6 @@ from maseRT.report.schema import Method, Provider, Report, Row
 
 _MUST_BE_SAME = ("transfers", "isolated", "warmup", "batch_sizes")
 _SHOULD_BE_SAME = ("iterations", "rounds", "device", "hardware")
-_OF_ONE_DEVICE = ("threads", "cuda_graph")
 
 
 def provider(report: Report) -> Iterator[Told]:
@@ -77,14 +76,15 @@ def same_method(report: Report) -> Iterator[Told]:
     """All rows were measured by one method: only then do their ratios mean anything.
 
     Transfers, warm-up, isolation and batches must be the same, and threads on one device; other counts, devices and
-    versions should be.
+    versions should be. CUDA graphs, which one runtime replays and another cannot, must be alike within a runtime.
     """
     timed = [(row, row.method) for row in report.rows if row.timings and row.method is not None]
     for index, (row, method) in enumerate(timed):
         yield from _unlike(row, method, timed[0], (*_MUST_BE_SAME, *_SHOULD_BE_SAME))
         beside = [each for each in timed[:index] if each[1].device == method.device]
-        if beside:
-            yield from _unlike(row, method, beside[0], _OF_ONE_DEVICE)
+        yield from _unlike(row, method, beside[0], ("threads",)) if beside else ()
+        kin = [each for each in beside if each[0].runtime == row.runtime]
+        yield from _unlike(row, method, kin[0], ("cuda_graph",)) if kin else ()
         for package in sorted(timed[0][1].versions.keys() & method.versions.keys()):
             mine, theirs = method.versions[package], timed[0][1].versions[package]
             if mine != theirs:
@@ -106,6 +106,6 @@ def batches(report: Report) -> Iterator[Told]:
         if row.timings and row.method is None:
             yield error("was timed, and does not say how", row.name)
         elif row.timings and row.method is not None:
-            timed, named = [timing.batch for timing in row.timings], row.method.batch_sizes
+            timed, named = [timing.batch for timing in row.timings], list(dict.fromkeys(row.method.batch_sizes))
             if timed != named:
                 yield error(f"was timed at batches {timed}, its method names {named}", row.name)

@@ -31,28 +31,23 @@ def _floats(value: Any, where: str) -> Iterator[tuple[str, float]]:
 
 
 def rows(report: Report) -> Iterator[Told]:
-    """Names are unique; the baseline is there and ran; the result is a row that ran, and there is one if any did."""
+    """Names are unique; baseline and result are rows that ran, and there is a result where anything deployed was timed."""
     for name, count in Counter(row.name for row in report.rows).items():
         if count > 1:
             yield error(f"{count} rows have this name", name)
-    baseline = report.row(report.baseline)
-    if baseline is None:
-        yield error(f"the baseline, {report.baseline!r}, is not among the rows")
-    elif baseline.role != "baseline" or baseline.metrics is None:
-        yield error(
-            "the others are compared with it, but it is no baseline that ran" + _because(baseline.not_run),
-            baseline.name,
-        )
-    for row in report.rows:
+    baseline, ran = report.row(report.baseline), report.ran()
+    if ran and (baseline is None or baseline.metrics is None):
+        yield error(f"the others are compared with {report.baseline!r}, which is no row that ran")
+    for row in ran:
         if row.role == "baseline" and row.name != report.baseline:
-            yield error(f"is a second baseline, beside {report.baseline}", row.name)
-    deployed = [row.name for row in report.ran() if row.role == "deployed"]
+            yield error(f"is the float model, and the others are compared with {report.baseline}", row.name)
+    deployed = [row.name for row in ran if row.role == "deployed" and row.timings]
     if report.result:
         judged = report.row(report.result)
         if judged is None or judged.metrics is None or judged.role == "simulated":
             yield error(f"the result, {report.result!r}, is no row that ran where it can be deployed")
     elif deployed:
-        yield error(f"names no result, though {', '.join(deployed)} ran")
+        yield error(f"names no result, though {', '.join(deployed)} ran and was timed")
 
 
 def not_run(report: Report) -> Iterator[Told]:
@@ -117,7 +112,3 @@ def _series(report: Report) -> Iterator[tuple[str, list[Metrics]]]:
     for what, learning in (("training", report.training), ("fine-tuning", report.finetuning)):
         if learning is not None:
             yield f"the epochs of {what}", [epoch.validation for epoch in learning.epochs]
-
-
-def _because(reason: str) -> str:
-    return f": {reason}" if reason else ""
