@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from maseRT.errors import StepError
 
@@ -61,12 +60,14 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
     rate_at: Iterable[float],
     seed: int,
 ) -> float:
-    """Train for one epoch with cross-entropy and return the mean loss per sample.
+    """Train for one epoch and return the mean loss per sample.
 
     Args:
+        loss_of: (outputs, targets) -> mean loss of the batch.
         rate_at: the learning rate of each batch.
         seed: seeds dropout, so that a resumed epoch equals an uninterrupted one.
 
@@ -76,16 +77,16 @@ def train_epoch(
     torch.manual_seed(seed)
     model.train()
     total, samples = 0.0, 0
-    for (inputs, labels), rate in zip(batches, rate_at, strict=False):
+    for (inputs, targets), rate in zip(batches, rate_at, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        inputs, labels = fabric.to_device((inputs, labels))
+        inputs, targets = fabric.to_device((inputs, targets))
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(_forward(model, inputs), labels)
+        loss = loss_of(_forward(model, inputs), targets)
         fabric.backward(loss)
         optimizer.step()
-        total += loss.item() * len(labels)
-        samples += len(labels)
+        total += loss.item() * len(targets)
+        samples += len(targets)
         if not math.isfinite(total):
             raise NonFiniteLossError(
                 f"the loss became {loss.item()} after {samples} samples", fix="lower the learning rate"
@@ -95,7 +96,7 @@ def train_epoch(
 
 def _forward(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
-        logits: Tensor = model(inputs)
+        outputs: Tensor = model(inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -104,4 +105,4 @@ def _forward(model: nn.Module, inputs: Tensor) -> Tensor:
             where="training",
             fix="choose a [data] batch_size that leaves more than one sample for the last batch",
         ) from error
-    return logits
+    return outputs

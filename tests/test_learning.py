@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from maseRT.checkpoints import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from maseRT.errors import StepError
@@ -50,7 +51,7 @@ def test_a_loss_that_blows_up_stops_the_epoch():
     optimizer = make_optimizer("sgd", model.parameters(), learning_rate=1.0, weight_decay=0.0)
     batches = [(torch.full((4, 3), math.inf), torch.zeros(4, dtype=torch.long))]
     with pytest.raises(NonFiniteLossError):
-        train_epoch(make_fabric("cpu"), model, optimizer, batches, rate_at=[0.1], seed=0)
+        train_epoch(make_fabric("cpu"), model, optimizer, batches, loss_of=cross_entropy, rate_at=[0.1], seed=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "[:10]])

@@ -1,4 +1,4 @@
-"""Inputs and labels as arrays: checked on the way in, then normalised."""
+"""Inputs and targets as arrays: checked on the way in, then normalised."""
 
 from __future__ import annotations
 
@@ -17,35 +17,52 @@ _CHUNK = 4096  # samples whose finiteness is tested at a time, so that no mask o
 
 @dataclass(frozen=True)
 class Arrays:
-    """One part of a data set: inputs [N, ...] in float32 and labels [N] in int64."""
+    """One part of a data set: inputs [N, ...] in float32 and labels [N] in int64, or other targets [N, ...].
+
+    Other targets are float32 or int64.
+    """
 
     inputs: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 
-def checked_arrays(inputs: npt.NDArray[Any], labels: npt.NDArray[Any], *, where: str) -> Arrays:
+def checked_arrays(
+    inputs: npt.NDArray[Any], labels: npt.NDArray[Any], *, where: str, any_targets: bool = False
+) -> Arrays:
     """Return `Arrays` of inputs [N, ...] (any real type, values unchanged) and labels [N] (any integer type).
+
+    Args:
+        inputs: of the samples.
+        labels: of the samples; other targets [N, ...], of any real type, only with `any_targets`.
+        where: for errors.
+        any_targets: what fits is told later, when the task is known.
 
     Raises:
         UsageError: another shape or type, no samples, lengths that differ, or a value that is not finite in float32.
     """
     _check_inputs(inputs, where=where)
-    _check_labels(labels, where=where)
+    if any_targets:
+        _check_targets(labels, where=where)
+    else:
+        _check_labels(labels, where=where)
     if len(inputs) != len(labels):
         raise UsageError(f"{len(inputs)} inputs but {len(labels)} labels", where=where)
+    kind = np.float32 if labels.dtype.kind == "f" else np.int64
     with np.errstate(over="ignore"):
-        arrays = Arrays(np.ascontiguousarray(inputs, dtype=np.float32), np.ascontiguousarray(labels, dtype=np.int64))
-    for index in range(0, len(inputs), _CHUNK):
-        finite = np.isfinite(arrays.inputs[index : index + _CHUNK]).reshape(-1, _features(inputs)).all(axis=1)
-        if not finite.all():
-            sample = index + int(np.argmin(finite))
-            fix = "remove or repair the sample"
-            raise UsageError(f"sample {sample} holds NaN or infinite values", where=where, fix=fix)
+        arrays = Arrays(np.ascontiguousarray(inputs, dtype=np.float32), np.ascontiguousarray(labels, dtype=kind))
+    _check_finite(arrays.inputs, "", where=where)
+    if kind is np.float32:
+        _check_finite(arrays.labels, " in its target", where=where)
     return arrays
 
 
-def _features(inputs: npt.NDArray[Any]) -> int:
-    return int(np.prod(inputs.shape[1:]))
+def _check_finite(values: npt.NDArray[Any], part: str, *, where: str) -> None:
+    for index in range(0, len(values), _CHUNK):
+        chunk = values[index : index + _CHUNK]
+        finite = np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
+        if not finite.all():
+            what = f"sample {index + int(np.argmin(finite))} holds NaN or infinite values{part}"
+            raise UsageError(what, where=where, fix="remove or repair the sample")
 
 
 def _check_inputs(inputs: npt.NDArray[Any], *, where: str) -> None:
@@ -68,18 +85,38 @@ def _check_labels(labels: npt.NDArray[Any], *, where: str) -> None:
         raise UsageError(f"the labels are not integers: {described}", where=where, fix=fix)
 
 
+def _check_targets(targets: npt.NDArray[Any], *, where: str) -> None:
+    described = f"shape {list(targets.shape)} and type {targets.dtype}"
+    if targets.ndim == 0 or 0 in targets.shape[1:]:
+        raise UsageError(f"the targets need a shape [samples, ...]: {described}", where=where)
+    if targets.dtype.kind not in "fiu":
+        fix = "store class numbers, for example y.astype('int64'), or floats for a regression"
+        raise UsageError(f"the targets are neither integers nor floats: {described}", where=where, fix=fix)
+
+
 def check_same_shape(parts: Mapping[str, Arrays], *, where: str) -> None:
-    """Refuse parts whose samples have other shapes than the training samples."""
+    """Refuse parts whose samples or targets have other shapes than those of the training data."""
     expected = parts["train"].inputs.shape[1:]
+    targets = parts["train"].labels
     for part, arrays in parts.items():
+        labels = arrays.labels
+        if labels.shape[1:] != targets.shape[1:] or labels.dtype != targets.dtype:
+            got = f"{part} targets are {labels.dtype} of shape {list(labels.shape[1:])}"
+            raise UsageError(f"{got}, train targets {targets.dtype} of shape {list(targets.shape[1:])}", where=where)
         if arrays.inputs.shape[1:] != expected:
             got = f"{part} samples have shape {list(arrays.inputs.shape[1:])}"
             raise UsageError(f"{got}, train samples {list(expected)}", where=where)
 
 
-def classes_in(parts: Iterable[Arrays]) -> int:
-    """Return the largest label plus one."""
-    return max(int(arrays.labels.max()) for arrays in parts) + 1
+def outputs_for(parts: Iterable[Arrays]) -> int | None:
+    """Return how many outputs the targets ask for: the largest label plus one, or the number of floats of a sample.
+
+    None for several integers a sample, of which only the task knows the meaning.
+    """
+    targets = [arrays.labels for arrays in parts]
+    if targets[0].dtype.kind == "f":
+        return int(np.prod(targets[0].shape[1:]))
+    return max(int(labels.max()) for labels in targets) + 1 if targets[0].ndim == 1 else None
 
 
 def standardized(parts: Mapping[str, Arrays], *, chosen: npt.NDArray[np.int64]) -> dict[str, Arrays]:

@@ -16,23 +16,53 @@ Labels = npt.NDArray[np.int64]
 _PROBES = 8
 
 
-def check_data(splits: Splits, *, outputs: int) -> None:
-    """Check that a classifier with `outputs` outputs can be trained, chosen and measured on these data.
+def check_data(splits: Splits, *, outputs: int, classes: bool = True) -> None:
+    """Check that a model with `outputs` outputs can be trained, chosen and measured on these data.
+
+    Args:
+        splits: the data.
+        outputs: of the model.
+        classes: whether they stand for classes; the targets of other tasks are the task's own to judge.
 
     Raises:
-        UsageError: an empty part; a negative label, or one beyond the outputs; one class only in the training data.
+        UsageError: an empty part. For classes, targets that are no class numbers; a negative label, or one beyond the
+            outputs; one class only in the training data.
     """
-    labels: dict[str, Labels] = {}
     for part, dataset in splits.parts().items():
         if sample_count(dataset) == 0:
             fix = f"add samples, or raise [data] {part}" if part != "train" else "add samples"
             raise UsageError(f"the {part} split is empty", where=_where(splits), fix=fix)
+    if classes:
+        _check_labels(splits, outputs)
+
+
+def _check_labels(splits: Splits, outputs: int) -> None:
+    labels: dict[str, Labels] = {}
+    for part, dataset in splits.parts().items():
+        _check_kind(dataset[0][1], part=part, where=_where(splits))
         labels[part] = labels_of(dataset)
     for part, dataset in splits.parts().items():
         _check_range(labels[part], dataset, part=part, outputs=outputs, where=_where(splits))
     if len(np.unique(labels["train"])) == 1:
         what = f"the training data hold one class only: every label is {labels['train'][0]}"
         raise UsageError(what, where=_where(splits), fix="a classifier needs samples of at least two classes")
+
+
+def _check_kind(target: Any, *, part: str, where: str) -> None:
+    """Refuse targets that are no class numbers, going by the first one of a part."""
+    described = "floats" if isinstance(target, float) else f"of type {type(target).__name__}"
+    if isinstance(target, torch.Tensor):
+        if target.dim() == 0 and not target.is_floating_point():
+            return
+        described = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
+    elif isinstance(target, int | np.integer):
+        return
+    raise UsageError(
+        f'the targets are {described} ({part} data), but [model] task = "classification" needs class numbers',
+        where=where,
+        fix='set [model] task = "regression" for floats, or module:function; or store one class number a sample: '
+        "y.argmax(1) of one-hot rows, y.ravel() of a column, y.astype('int64') of floats",
+    )
 
 
 def _check_range(labels: Labels, dataset: Dataset[Any], *, part: str, outputs: int, where: str) -> None:

@@ -17,25 +17,30 @@ from maseRT.data.splits import PARTS, Splits
 from maseRT.errors import MaseRTError, UsageError
 from maseRT.factories import call_factory
 
-_FIX = "return (train, validation, test), each with __len__ and __getitem__ that gives an (input, label) pair"
+_FIX = "return (train, validation, test), each with __len__ and __getitem__ that gives an (input, target) pair"
 
 
-class CheckedDataset(Dataset[tuple[Tensor, int]]):
-    """A user's data set as (float32 tensor of one shape, int label) pairs; anything else is a UsageError.
+Target = int | Tensor
 
-    Inputs may be floating-point tensors or arrays, labels ints or integers of zero dimensions.
+
+class CheckedDataset(Dataset[tuple[Tensor, Target]]):
+    """A user's data set as (float32 tensor of one shape, target) pairs; anything else is a UsageError.
+
+    Inputs may be floating-point tensors or arrays. Targets may be ints or integers of zero dimensions, which are given
+    as ints, or floats, tensors and arrays, which are given as float32 or int64 tensors; all of one kind and shape.
     """
 
     def __init__(self, dataset: Any, *, part: str, where: str) -> None:
         self.dataset = dataset
         self._shape: tuple[int, ...] | None = None
+        self._target_like = ""
         self._part = part
         self._where = where
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         try:
             pair = self.dataset[index]
         except MaseRTError:
@@ -43,9 +48,9 @@ class CheckedDataset(Dataset[tuple[Tensor, int]]):
         except Exception as error:
             raise self._error(index, f"raised {type(error).__name__}: {error}") from error
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise self._error(index, f"is not an (input, label) pair but {_described(pair)}")
-        sample, label = self._input(index, pair[0]), self._label(index, pair[1])
-        return sample, label
+            raise self._error(index, f"is not an (input, target) pair but {_described(pair)}")
+        sample, target = self._input(index, pair[0]), self._target(index, pair[1])
+        return sample, target
 
     @property
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -56,9 +61,10 @@ class CheckedDataset(Dataset[tuple[Tensor, int]]):
         """Return what errors call the sample."""
         return f"sample {index} of the {self._part} data"
 
-    def expect(self, shape: tuple[int, ...]) -> None:
-        """Refuse samples of any other shape from now on."""
-        self._shape = shape
+    def expect(self, sample: tuple[Tensor, Target]) -> None:
+        """Refuse inputs of any other shape, and targets of any other kind or shape, from now on."""
+        self._shape = tuple(sample[0].shape)
+        self._target_like = _like(sample[1])
 
     def _input(self, index: int, value: Any) -> Tensor:
         tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
@@ -68,12 +74,15 @@ class CheckedDataset(Dataset[tuple[Tensor, int]]):
             raise self._error(index, f"has shape {list(tensor.shape)}, the first one {list(self._shape)}")
         return tensor.detach().to(dtype=torch.float32)
 
-    def _label(self, index: int, value: Any) -> int:
-        if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise self._error(index, f"has a label that is not an integer but {_described(value)}")
-        return int(value)
+    def _target(self, index: int, value: Any) -> Target:
+        target = _as_target(value)
+        if target is None:
+            raise self._error(index, f"has a target that is no number and no tensor of numbers but {_described(value)}")
+        if isinstance(target, Tensor) and not torch.isfinite(target).all():
+            raise self._error(index, "has a target with NaN or infinite values")
+        if self._target_like and _like(target) != self._target_like:
+            raise self._error(index, f"has a target of another form, {_like(target)}; the first: {self._target_like}")
+        return target
 
     def _error(self, index: int, what: str) -> UsageError:
         return UsageError(f"{self.sample_name(index)} {what}", where=self._where)
@@ -83,7 +92,8 @@ def read_factory(section: DataSection, *, seed: int) -> Splits:
     """Return the train, validation and test data sets that a call of [data] name gives, in a tuple or list.
 
     The number of classes is that of the training data's `classes`, else the largest of the labels that all three
-    hold as `targets` or `labels` plus one, else None: samples are not read for it.
+    hold as `targets` or `labels` plus one, else None: samples are not read for it. Where targets are floats, it is how
+    many of them a sample has.
 
     Raises:
         UsageError: the factory fails (see `maseRT.factories`), or returns something else.
@@ -99,17 +109,46 @@ def read_factory(section: DataSection, *, seed: int) -> Splits:
     train, validation, test = checked
     if len(train) == 0:
         raise UsageError("the training data are empty", where=where)
-    shape = tuple(train[0][0].shape)
+    first = train[0]
     for dataset in checked:
-        dataset.expect(shape)
-    classes = _class_count(checked)
-    return Splits(section.name, train, validation, test, input_shape=shape, num_classes=classes)
+        dataset.expect(first)
+    outputs = _output_count(checked, first[1])
+    return Splits(section.name, train, validation, test, input_shape=tuple(first[0].shape), num_classes=outputs)
 
 
-def _class_count(parts: Sequence[CheckedDataset]) -> int | None:
+def _as_target(value: Any) -> Target | None:
+    """Return a label as an int and other numbers as a float32 or int64 tensor; None for anything else."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return torch.tensor(value, dtype=torch.float32)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor) or value.dtype is torch.bool or value.is_complex():
+        return None
+    value = value.detach().cpu()
+    if value.is_floating_point():
+        return value.to(dtype=torch.float32)
+    return int(value) if value.dim() == 0 else value.to(dtype=torch.int64)
+
+
+def _like(target: Target) -> str:
+    """Return a target's kind and shape in words."""
+    if isinstance(target, int):
+        return "an integer"
+    return f"{'floats' if target.is_floating_point() else 'integers'} of shape {list(target.shape)}"
+
+
+def _output_count(parts: Sequence[CheckedDataset], target: Target) -> int | None:
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return target.numel()
     classes = getattr(parts[0].dataset, "classes", None)
     if isinstance(classes, tuple | list) and classes:
         return len(classes)
+    if isinstance(target, Tensor):
+        return None
     known = [known_labels(part) for part in parts]
     found = [int(labels.max()) for labels in known if labels is not None and len(labels)]
     return max(found) + 1 if all(labels is not None for labels in known) else None

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maseRT.config import DataSection
-from maseRT.data.arrays import check_same_shape, checked_arrays, classes_in
+from maseRT.data.arrays import check_same_shape, checked_arrays, outputs_for
 from maseRT.data.files import PART_NAMES, data_path, npz_file
 from maseRT.data.splits import Splits, splits_from_arrays
 from maseRT.errors import UsageError
@@ -21,16 +21,17 @@ ArrayPair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def read_npz(section: DataSection, *, seed: int) -> Splits:
-    """Return the arrays x [N, ...] and y [N], or x_train, y_train, x_val, y_val, x_test and y_test.
+    """Return the arrays x [N, ...] and y [N] or [N, ...], or x_train, y_train, x_val, y_val, x_test and y_test.
 
-    Inputs become float32 with their values unchanged; there are as many classes as the largest label plus one.
+    Inputs and floating-point targets become float32, integer targets int64. There are as many classes as the largest
+    label plus one.
     Parts that are not there are cut off the training data. Validation may be spelled val, valid or validation.
     """
     (path,) = npz_file(data_path(section))
     pairs = array_pairs(read_npz_arrays(path), where=str(path))
-    parts = {part: checked_arrays(*pair, where=f"{path} ({part})") for part, pair in pairs.items()}
+    parts = {part: checked_arrays(*pair, where=f"{path} ({part})", any_targets=True) for part, pair in pairs.items()}
     check_same_shape(parts, where=str(path))
-    return splits_from_arrays(parts, section, seed=seed, num_classes=classes_in(parts.values()))
+    return splits_from_arrays(parts, section, seed=seed, num_classes=outputs_for(parts.values()))
 
 
 def read_npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

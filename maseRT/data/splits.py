@@ -21,11 +21,14 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set in three parts, each of (float32 tensor of `input_shape`, integer label) pairs.
+    """A data set in three parts, each of (float32 tensor of `input_shape`, target) pairs.
+
+    A target is an integer label, or whatever another task than classification takes: an int64 or float32 tensor.
 
     Attributes:
         input_shape: of one sample, without the batch dimension.
-        num_classes: None where a user's data sets do not say.
+        num_classes: outputs that a model for these data needs: classes, or floats of a target; None where the data do
+            not say.
     """
 
     name: str
@@ -90,7 +93,7 @@ def splits_from_arrays(
     section: DataSection,
     *,
     seed: int,
-    num_classes: int,
+    num_classes: int | None,
     standardize: bool = False,
 ) -> Splits:
     """Return `Splits` of arrays in memory; what is missing is cut off "train".

@@ -1,4 +1,4 @@
-"""The contract that every later step relies on: one tensor in, one tensor of logits out, finite weights."""
+"""The contract that every later step relies on: one tensor in, one tensor out, finite weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from maseRT.models.weights import check_finite
 _WHERE = "[model] name"
 
 
-def check_model(model: nn.Module, example: Tensor) -> Tensor:
-    """Run the model once in eval mode and return its logits [N, classes].
+def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> Tensor:
+    """Run the model once in eval mode and return its outputs [N, ...], logits [N, classes] of a classifier.
 
     Args:
         model: left as it was found, in its mode too.
         example: a batch of real inputs [N, ...], with finite values.
+        classes: whether the model is a classifier.
 
     Raises:
         UsageError: weights are not finite, the model needs several inputs, fails on this one, or returns anything
-            but one finite float tensor [N, classes].
+            but one finite float tensor of that shape.
     """
     check_finite(model, where="the model's weights")
     _check_inputs(model)
@@ -43,7 +44,7 @@ def check_model(model: nn.Module, example: Tensor) -> Tensor:
     finally:
         for module, mode in training.items():
             module.training = mode
-    return _checked_output(output, len(example))
+    return _checked_output(output, len(example), classes=classes)
 
 
 def _check_inputs(model: nn.Module) -> None:
@@ -64,21 +65,16 @@ def _check_inputs(model: nn.Module) -> None:
         )
 
 
-def _checked_output(output: Any, batch: int) -> Tensor:
+def _checked_output(output: Any, batch: int, *, classes: bool) -> Tensor:
     if not isinstance(output, Tensor):
         raise UsageError(
             f"the model returns {_named(output)} instead of one tensor",
             where=_WHERE,
-            fix="wrap it in a package.module:factory whose forward returns the logits alone",
+            fix="wrap it in a package.module:factory whose forward returns the logits, or other outputs, alone",
         )
-    if output.dim() != 2 or output.shape[0] != batch or not output.is_floating_point():
-        kind = str(output.dtype).removeprefix("torch.")
-        raise UsageError(
-            f"the model returns {kind} of shape {list(output.shape)} for a batch of {batch}, "
-            f"not float logits [{batch}, classes]",
-            where=_WHERE,
-            fix="maseRT takes classifiers; wrap the model so that it returns one row of logits per input",
-        )
+    rows = output.dim() == 2 if classes else output.dim() > 0
+    if not rows or output.shape[0] != batch or not output.is_floating_point():
+        raise _wrong_output(output, batch, classes=classes)
     if not torch.isfinite(output).all():
         raise UsageError(
             "the model's output holds NaN or infinity although its weights are finite",
@@ -86,6 +82,20 @@ def _checked_output(output: Any, batch: int) -> Tensor:
             fix="check the weights and the normalisation of the data",
         )
     return output
+
+
+def _wrong_output(output: Tensor, batch: int, *, classes: bool) -> UsageError:
+    kind = str(output.dtype).removeprefix("torch.")
+    wanted = f"float logits [{batch}, classes]" if classes else f"floats [{batch}, ...]"
+    if classes:
+        fix = "wrap a classifier so that it returns one row of logits per input, or set [model] task"
+    else:
+        fix = "wrap the model so that the batch is the first dimension of its output"
+    return UsageError(
+        f"the model returns {kind} of shape {list(output.shape)} for a batch of {batch}, not {wanted}",
+        where=_WHERE,
+        fix=fix,
+    )
 
 
 def _named(output: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,6 +58,8 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         row = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        if self.metrics is not None:
+            row["metrics"] = self.metrics.as_dict()
         for name in ("latency", "device_latency"):
             latency: Latency | None = getattr(self, name)
             if latency is not None:
@@ -70,7 +73,9 @@ class Row:
         if self.metrics is None or self.latency is None:
             return (self.name, *("" for _ in HEADER[2:]), _size(self.size))
         m, t = self.metrics, self.latency
-        shares = (f"{value:.4f}" for value in (m.accuracy, m.precision, m.recall, m.f1, m.loss))
+        shares = (
+            f"{m.as_dict().get(name, math.nan):.4f}" for name in ("accuracy", "precision", "recall", "f1", "loss")
+        )
         times = (f"{value:.3f}" for value in (t.mean_ms, t.p50_ms, t.p90_ms, t.p99_ms))
         return (self.name, *shares, *times, f"{t.throughput:.0f}", _size(self.size))
 
@@ -142,6 +147,8 @@ def report_markdown(
 
 def _agreement(value: Agreement) -> str:
     sqnr = "equal" if value.sqnr_db is None else f"{value.sqnr_db:.1f} dB"
+    if value.label_agreement is None:
+        return f"output SQNR {sqnr} over {value.samples} samples"
     return f"same label for {value.label_agreement:.2%} of {value.samples} samples, logit SQNR {sqnr}"
 
 

@@ -45,11 +45,6 @@ class Candidate:
     metrics: Metrics
     sqnr_db: dict[str, float]
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Higher is better: accuracy first, then a lower loss."""
-        return self.metrics.accuracy, -self.metrics.loss
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; the SQNR of a layer that loses nothing is null."""
         sqnr_db = {layer: value if math.isfinite(value) else None for layer, value in self.sqnr_db.items()}
@@ -89,7 +84,7 @@ def run(context: Context) -> StepResult:
                 wanted.items(), description="calibrate", total=len(wanted), unit="method"
             )
         ]
-    best = max(candidates, key=lambda candidate: candidate.rank)
+    best = max(candidates, key=lambda candidate: candidate.metrics.rank)
     load_amax(model, best.amax)
     return _save(context, model, plan, histograms, candidates, best, float_metrics)
 
@@ -189,7 +184,7 @@ def _save(
     save_quantized(workspace.calibrated_checkpoint, model, workspace.final_plan)
     chosen = "the ranges come from the checkpoint" if best.name == CHECKPOINT else f"{best.name} is best"
     return StepResult(
-        headline=f"{chosen}: validation accuracy {best.metrics.accuracy:.2%}, float {float_metrics.accuracy:.2%}",
+        headline=f"{chosen}: validation {best.metrics.describe()}, float {float_metrics.shown}",
         outputs=[
             workspace.histograms,
             *(workspace.amax(candidate.name) for candidate in candidates),
@@ -202,7 +197,10 @@ def _save(
             "float": float_metrics.as_dict(),
             "validation": {candidate.name: candidate.metrics.as_dict() for candidate in candidates},
         },
-        table=[("method", "accuracy", "loss", "mean SQNR", "worst layer"), *(_row(c, best) for c in candidates)],
+        table=[
+            ("method", best.metrics.primary, "loss", "mean SQNR", "worst layer"),
+            *(_row(c, best) for c in candidates),
+        ],
     )
 
 
@@ -211,7 +209,7 @@ def _row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
     worst = candidate.worst_layer
     return (
         f"{candidate.name} *" if candidate is best else candidate.name,
-        f"{candidate.metrics.accuracy:.2%}",
+        candidate.metrics.shown,
         f"{candidate.metrics.loss:.4f}",
         f"{sum(finite) / max(len(finite), 1):.1f} dB",
         f"{worst} {candidate.sqnr_db[worst]:.1f} dB",

@@ -21,6 +21,7 @@ from maseRT.plan import Plan
 from maseRT.quant import quantize_model
 from maseRT.records import sha256
 from maseRT.steps.table import Context, final_checkpoint, final_plan, producers, trains
+from maseRT.tasks import Task, check_task, load_task, outputs_in
 from maseRT.workspace import read_json
 
 log = logging.getLogger(__name__)
@@ -28,12 +29,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setting:
-    """The data set of a run and an untrained model that fits it."""
+    """The task of a run, its data set, and an untrained model that fits both.
+
+    Attributes:
+        example: a small batch of inputs.
+        outputs: size of the last dimension of the model's outputs; classes, for a classifier.
+    """
 
     splits: Splits
     model: nn.Module
     example: Tensor
-    classes: int
+    outputs: int
+    task: Task
 
     def new_model(self, context: Context) -> nn.Module:
         """Return another model of the same initial weights; the data is not read again."""
@@ -54,20 +61,22 @@ class Setting:
 
 
 def set_up(context: Context) -> Setting:
-    """Seed torch, import the plug-ins, load the data, build the model, and check that they fit.
+    """Seed torch, import the plug-ins, load the task and the data, build the model, and check that they fit.
 
     Raises:
-        UsageError: a plug-in, the data or the model cannot be used; says why.
+        UsageError: a plug-in, the task, the data or the model cannot be used; says why.
     """
     config = context.config
     set_up_torch(seed=config.run.seed, threads=context.threads)
     load_plugins(config)
+    task = load_task(config.model.task)
     splits = load_data(config.data, seed=config.run.seed)
     model = new_model(context, num_classes=splits.num_classes, input_shape=splits.input_shape)
-    sample = next(iter(loader(splits.train, batch_size=2)))[0]
-    logits = check_model(model, sample)
-    check_data(splits, outputs=logits.shape[1])
-    return Setting(splits, model, sample, logits.shape[1])
+    inputs, targets = next(iter(loader(splits.train, batch_size=2)))
+    outputs = check_model(model, inputs, classes=task.classes)
+    check_data(splits, outputs=outputs_in(outputs), classes=task.classes)
+    check_task(task, outputs, targets)
+    return Setting(splits, model, inputs, outputs_in(outputs), task)
 
 
 def load_plugins(config: Config) -> None:
@@ -157,4 +166,4 @@ def rebuild_final(context: Context, model: nn.Module) -> tuple[nn.Module, Plan]:
 def validate(context: Context, setting: Setting, model: nn.Module) -> Metrics:
     """Evaluate a model on the validation set."""
     batches = setting.batches(context, "validation")
-    return evaluate_module(model, batches, classes=setting.classes, device=context.device)
+    return evaluate_module(model, batches, task=setting.task, outputs=setting.outputs, device=context.device)

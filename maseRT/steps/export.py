@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, load_float_weights, rebuild_final, set_up
 from maseRT.steps.table import Context, StepResult
 from maseRT.steps.targets import write_form
+from maseRT.tasks import Task
 from maseRT.workspace import atomic_path, write_json
 
 log = logging.getLogger(__name__)
@@ -49,12 +51,13 @@ def run(context: Context) -> StepResult:
     sample = _sample(setting, context)
     load_float_weights(context, setting.model)
     float_logits = _logits(setting.model, sample)
-    checks = {"float": _export(context, setting.model, workspace.float_onnx, sample, float_logits, MIN_SQNR_DB)}
+    export = partial(_export, context, setting.task, sample)
+    checks = {"float": export(setting.model, workspace.float_onnx, float_logits, MIN_SQNR_DB)}
     model, plan = rebuild_final(context, setting.model)
     logits = _logits(model, sample)
-    quantization_db = agreement(float_logits, logits).sqnr_db
+    quantization_db = agreement(float_logits, logits, classes=False).sqnr_db
     floor_db = MIN_SQNR_DB if quantization_db is None else min(MIN_SQNR_DB, quantization_db)
-    checks["quantized"] = _export(context, model, workspace.onnx, sample, logits, floor_db)
+    checks["quantized"] = export(model, workspace.onnx, logits, floor_db)
     pairs = _check_pairs(workspace.onnx, plan, model, sample)
     targets = {
         target: _write_target(context, setting, target, sample, float_logits)
@@ -91,7 +94,7 @@ def _write_target(
     batches = (context.config.calibrate or CalibrateSection()).batches
     with context.reporter.spinner(f"export: {path.name}"):
         form = write_form(context, setting, target=target, source=workspace.onnx, out=path, batches=batches)
-    found = _compare(path, sample, float_logits, threads=context.threads)
+    found = _compare(path, sample, float_logits, setting.task, threads=context.threads)
     against = {level: agreed.as_dict() for level, agreed in found.items()}
     return {"path": str(path), **form.as_dict(), "agreement_with_float": against}
 
@@ -110,18 +113,18 @@ def _logits(model: nn.Module, sample: Tensor) -> Logits:
 
 
 def _export(
-    context: Context, model: nn.Module, path: Path, sample: Tensor, reference: Logits, floor_db: float
+    context: Context, task: Task, sample: Tensor, model: nn.Module, path: Path, reference: Logits, floor_db: float
 ) -> dict[str, Agreement]:
     """Export one model; the file appears only after it passed its checks."""
     section = context.config.export or ExportSection()
     with context.reporter.spinner(f"export: {path.name}"), atomic_path(path) as temporary:
         export_onnx(model, sample[:2], temporary, opset=section.opset)
-        found = _compare(temporary, sample, reference, threads=context.threads)
+        found = _compare(temporary, sample, reference, task, threads=context.threads)
         _require(found, path, floor_db)
         return found
 
 
-def _compare(file: Path, sample: Tensor, reference: Logits, *, threads: int) -> dict[str, Agreement]:
+def _compare(file: Path, sample: Tensor, reference: Logits, task: Task, *, threads: int) -> dict[str, Agreement]:
     """Run an exported file in ONNX Runtime, with and without its optimizations."""
     runtime = OnnxRuntime()
     why_not = runtime.missing()
@@ -134,7 +137,8 @@ def _compare(file: Path, sample: Tensor, reference: Logits, *, threads: int) -> 
     levels: tuple[Optimization, ...] = ("disabled", "all")
     for level in levels:
         with runtime.open(file, "cpu", threads=threads, optimization=level) as session:
-            found[level] = agreement(reference, session.infer({INPUT: sample.numpy()})[OUTPUT])
+            output = session.infer({INPUT: sample.numpy()})[OUTPUT]
+            found[level] = agreement(reference, output, classes=task.classes)
     return found
 
 
@@ -156,7 +160,7 @@ def _require(found: Mapping[str, Agreement], path: Path, floor_db: float) -> Non
     low = {level for level, agreed in found.items() if agreed.sqnr_db is not None and agreed.sqnr_db < floor_db}
     if "disabled" in low:
         raise CheckError(
-            f"the file gives other answers in ONNX Runtime than the model in torch: {_agreed(found['disabled'])}",
+            f"the file gives other answers in ONNX Runtime than the model in torch: {found['disabled'].describe()}",
             where=str(path),
             fix="this is a fault of the export, please report it; [quantize] rules can keep single layers in float",
         )
@@ -164,7 +168,7 @@ def _require(found: Mapping[str, Agreement], path: Path, floor_db: float) -> Non
         log.warning(
             "%s: ONNX Runtime's optimizations change its answers (%s); other runtimes are not concerned",
             path.name,
-            _agreed(found["all"]),
+            found["all"].describe(),
         )
 
 
@@ -199,9 +203,4 @@ def _quantizer_calls(model: nn.Module, sample: Tensor) -> int:
 
 
 def _described(found: dict[str, Agreement]) -> str:
-    return f", ONNX Runtime against torch: {_agreed(found['all'])}" if found else ", not compared with torch"
-
-
-def _agreed(found: Agreement) -> str:
-    sqnr = "equal" if found.sqnr_db is None else f"SQNR {found.sqnr_db:.0f} dB"
-    return f"{found.label_agreement:.1%} same labels, {sqnr}"
+    return f", ONNX Runtime against torch: {found['all'].describe()}" if found else ", not compared with torch"

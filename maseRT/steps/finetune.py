@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.nn import functional as F
 
 from maseRT.checkpoints import flatten_optimizer, load_tensors, restore_optimizer
 from maseRT.config import Config, FinetuneSection
@@ -51,10 +50,9 @@ class Epoch:
     loss: float | None
     validation: Metrics
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Higher is better: accuracy first, then a lower loss."""
-        return self.validation.accuracy, -self.validation.loss
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"epoch": self.epoch, "loss": self.loss, "validation": self.validation.as_dict()}
 
 
 def schedule_from(config: Config, checkpoint: Checkpoint | None) -> Schedule:
@@ -127,8 +125,9 @@ def _compile(context: Context, setting: Setting, model: nn.Module) -> float:
     with context.reporter.spinner("finetune: torch.compile"):
         model.train()
         model.compile()
-        inputs, labels = next(iter(setting.batches(context, "train")))
-        F.cross_entropy(model(inputs.to(context.device)), labels.to(context.device)).backward()  # type: ignore[no-untyped-call]
+        inputs, targets = next(iter(setting.batches(context, "train")))
+        loss = setting.task.loss(model(inputs.to(context.device)), targets.to(context.device))
+        loss.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
     return time.perf_counter() - start
 
@@ -201,6 +200,7 @@ def _one_epoch(
         model,
         optimizer,
         context.reporter.track(batches, description=f"epoch {epoch}", total=per_epoch, unit="batch"),
+        loss_of=setting.task.loss,
         rate_at=rates,
         seed=context.config.run.seed + epoch,
     )
@@ -244,7 +244,7 @@ def _choose(
     context: Context, history: list[Epoch], schedule: Schedule, stopped: str, compile_seconds: float
 ) -> StepResult:
     workspace = context.workspace
-    best = max(history, key=lambda epoch: (*epoch.rank, -epoch.epoch))
+    best = max(history, key=lambda epoch: (*epoch.validation.rank, -epoch.epoch))
     source = workspace.epoch_checkpoint(best.epoch) if best.epoch else workspace.calibrated_checkpoint
     with atomic_path(workspace.best_checkpoint) as temporary:
         shutil.copyfile(source, temporary)
@@ -255,14 +255,14 @@ def _choose(
             "best_epoch": best.epoch,
             "stopped": stopped,
             "compile_seconds": compile_seconds,
-            "epochs": [asdict(epoch) for epoch in history],
+            "epochs": [epoch.as_dict() for epoch in history],
         },
     )
     workspace.resume_state.unlink(missing_ok=True)
-    before, after = history[0].validation.accuracy, best.validation.accuracy
+    before = history[0].validation
     kept = f"epoch {best.epoch} is best" if best.epoch else "no epoch was better: the calibrated model is kept"
     return StepResult(
-        headline=f"{kept}: validation accuracy {before:.2%} -> {after:.2%}"
+        headline=f"{kept}: validation {before.describe()} -> {best.validation.shown}"
         + (f"; stopped, {stopped}" if stopped else ""),
         outputs=[
             *(workspace.epoch_checkpoint(epoch.epoch) for epoch in history[1:]),

@@ -135,7 +135,7 @@ def _make(work: Work, mode: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     }
     write_json(workspace.onnxrt_sidecar(mode), sidecar)
     described = kernels.describe() if kernels else "compiled by the provider"
-    return sidecar, (mode, described, _agreed(agreed), f"{path.stat().st_size / 1e6:.2f} MB")
+    return sidecar, (mode, described, agreed.describe(), f"{path.stat().st_size / 1e6:.2f} MB")
 
 
 def _optimized(work: Work, out: Path) -> Made:
@@ -222,12 +222,7 @@ def _agreement(work: Work, path: Path) -> Agreement:
         expected = session.infer({INPUT: sample})[OUTPUT]
     # Replaying CUDA graphs needs inputs that stay in one place.
     with runtime.open(path, work.device, settings=replace(work.settings, cuda_graph=False)) as session:
-        return agreement(expected, session.infer({INPUT: sample})[OUTPUT])
-
-
-def _agreed(found: Agreement) -> str:
-    sqnr = "equal" if found.sqnr_db is None else f"SQNR {found.sqnr_db:.0f} dB"
-    return f"{found.label_agreement:.1%} same labels, {sqnr}"
+        return agreement(expected, session.infer({INPUT: sample})[OUTPUT], classes=work.setting.task.classes)
 
 
 def _choose_device(context: Context, setting: Setting, section: OnnxRuntimeSection) -> tuple[str, str]:

@@ -32,14 +32,18 @@ class Cost:
     Attributes:
         layer: its name; an operation's where its operands belong to no layer.
         loss: validation loss minus the float model's.
-        accuracy: validation accuracy minus the float model's.
+        metric: name of the task's primary metric.
+        change: validation's primary metric minus the float model's.
+        change_shown: the same as text.
         sqnr_db: ratio expected at its output from calibration's histograms, infinite where nothing is lost; None where
             there are no histograms.
     """
 
     layer: str
     loss: float
-    accuracy: float
+    metric: str
+    change: float
+    change_shown: str
     sqnr_db: float | None
 
     @property
@@ -48,9 +52,9 @@ class Cost:
         return -self.loss, math.inf if self.sqnr_db is None else self.sqnr_db
 
     def cells(self) -> tuple[str, ...]:
-        """Return the layer, its loss, accuracy and SQNR as text."""
+        """Return the layer, its loss, primary metric and SQNR as text."""
         sqnr = "" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
-        return self.layer, f"{self.loss:+.6f}", f"{self.accuracy:+.2%}", sqnr
+        return self.layer, f"{self.loss:+.6f}", self.change_shown, sqnr
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; an infinite SQNR is null."""
@@ -58,12 +62,9 @@ class Cost:
         return {
             "layer": self.layer,
             "loss_change": self.loss,
-            "accuracy_change": self.accuracy,
+            f"{self.metric}_change": self.change,
             "sqnr_db": self.sqnr_db if finite else None,
         }
-
-
-HEADER = ("layer", "loss", "accuracy", "SQNR")
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,17 @@ class Sensitivity:
         return {"float": self.baseline.as_dict(), "layers": costs, "rules": list(self.rules)}
 
     @property
+    def header(self) -> tuple[str, ...]:
+        """The ranking's columns."""
+        return "layer", "loss", self.baseline.primary, "SQNR"
+
+    @property
     def method(self) -> str:
         """How it was measured."""
         return (
-            f"One layer quantized at a time: change of loss and accuracy on {self.baseline.samples} validation samples "
-            f"(float: {self.baseline.loss:.6f}, {self.baseline.accuracy:.2%}), SQNR expected at the layer's output"
+            f"One layer quantized at a time: change of loss and {self.baseline.primary} on {self.baseline.samples} "
+            f"validation samples (float: {self.baseline.loss:.6f}, {self.baseline.shown}), SQNR expected at the "
+            "layer's output"
         )
 
     @property
@@ -102,7 +109,7 @@ class Sensitivity:
 
     def finding(self) -> Finding:
         """Return it as a section of the report."""
-        ranking = markdown_table([HEADER, *(cost.cells() for cost in self.costs)])
+        ranking = markdown_table([self.header, *(cost.cells() for cost in self.costs)])
         code = ["", "```toml", *self.rules, "```"] if self.rules else []
         lines = [f"{self.method}.", "", *ranking, "", self.advice, *code]
         return Finding("sensitivity", self.as_dict(), "Sensitivity", lines)
@@ -110,7 +117,7 @@ class Sensitivity:
     def remarks(self) -> list[str]:
         """Return it as lines for the console."""
         rows = [cost.cells() for cost in self.costs[:_SHOWN]]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(self.header))]
         lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         more = [f"  ... {len(self.costs) - _SHOWN} more"] if len(self.costs) > _SHOWN else []
         return [f"{self.method}:", *lines, *more, self.advice, *(f"  {rule}" for rule in self.rules)]
@@ -130,7 +137,7 @@ def sensitivity(context: Context, setting: Setting, section: AnalyzeSection) -> 
     samples = list(islice(setting.batches(context, "validation"), section.sensitivity_batches))
 
     def evaluated() -> Metrics:
-        return evaluate_module(model, samples, classes=setting.classes, device=context.device)
+        return evaluate_module(model, samples, task=setting.task, outputs=setting.outputs, device=context.device)
 
     with quantizers_off(model):
         baseline = evaluated()
@@ -142,11 +149,22 @@ def sensitivity(context: Context, setting: Setting, section: AnalyzeSection) -> 
         with only_quantized(model, names):
             metrics = evaluated()
         sqnr = expected_sqnr_db(names, histograms, amax)
-        costs.append(Cost(layer, metrics.loss - baseline.loss, metrics.accuracy - baseline.accuracy, sqnr))
+        costs.append(_cost(layer, metrics, baseline, sqnr))
     costs.sort(key=lambda cost: cost.rank)
     found = Sensitivity(baseline, tuple(costs), tuple(_rules(plan, costs)[: section.sensitivity_layers]))
     write_json(workspace.sensitivity, found.as_dict())
     return found
+
+
+def _cost(layer: str, metrics: Metrics, baseline: Metrics, sqnr_db: float | None) -> Cost:
+    return Cost(
+        layer,
+        metrics.loss - baseline.loss,
+        metrics.primary,
+        metrics.primary_value - baseline.primary_value,
+        metrics.change_shown(baseline),
+        sqnr_db,
+    )
 
 
 def _histograms(context: Context) -> dict[str, Histogram]:

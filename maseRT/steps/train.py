@@ -54,6 +54,7 @@ def run(context: Context) -> StepResult:
                 model,
                 optimizer,
                 context.reporter.track(batches, description=f"epoch {epoch + 1}", total=per_epoch, unit="batch"),
+                loss_of=setting.task.loss,
                 rate_at=(
                     cosine_rate(first + i, steps, initial=section.learning_rate, final=final) for i in range(per_epoch)
                 ),
@@ -67,7 +68,7 @@ def run(context: Context) -> StepResult:
     write_json(workspace.training, {"epochs": history})
     workspace.training_state.unlink(missing_ok=True)
     return StepResult(
-        headline=f"validation accuracy {metrics.accuracy:.2%} after {section.epochs} epochs",
+        headline=f"validation {metrics.describe()} after {section.epochs} epochs",
         outputs=[workspace.float_checkpoint, workspace.training],
         summary={"epochs": section.epochs, "validation": metrics.as_dict()},
     )

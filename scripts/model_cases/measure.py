@@ -97,7 +97,8 @@ def _accuracies(context: Context) -> dict[str, float | None]:
     model, _ = rebuild(
         context, setting.model, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=False
     )
-    found["ptq"] = evaluate_module(model, setting.batches(context, "test"), classes=setting.classes).accuracy
+    metrics = evaluate_module(model, setting.batches(context, "test"), task=setting.task, outputs=setting.outputs)
+    found["ptq"] = metrics.primary_value
     return found | {name: value for name, value in rows.items() if name != "torch-fp32"}
 
 

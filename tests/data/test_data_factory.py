@@ -104,8 +104,8 @@ def test_a_factory_that_gives_something_else(given, body, message):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ("torch.ones(2)", r"is not an \(input, label\) pair but a Tensor of shape \[2\]"),
-        ("(torch.ones(2), 1, 2)", r"is not an \(input, label\) pair but a tuple of length 3"),
+        ("torch.ones(2)", r"is not an \(input, target\) pair but a Tensor of shape \[2\]"),
+        ("(torch.ones(2), 1, 2)", r"is not an \(input, target\) pair but a tuple of length 3"),
         (
             "(torch.ones(2, dtype=torch.uint8), 1)",
             r"not a floating-point tensor but a Tensor of shape \[2\] and type torch\.uint8",
@@ -113,9 +113,12 @@ def test_a_factory_that_gives_something_else(given, body, message):
         ("(np.ones(2, dtype=int), 1)", "not a floating-point tensor but a ndarray"),
         ("([1.0, 2.0], 1)", "not a floating-point tensor but a list of length 2"),
         ("(torch.ones(3), 1)", r"has shape \[3\], the first one \[2\]"),
-        ("(torch.ones(2), 1.0)", "a label that is not an integer but a float"),
-        ("(torch.ones(2), True)", "a label that is not an integer but a bool"),
-        ("(torch.ones(2), torch.tensor([0, 1]))", r"a label that is not an integer but a Tensor of shape \[2\]"),
+        ("(torch.ones(2), True)", "a target that is no number and no tensor of numbers but a bool"),
+        ("(torch.ones(2), [0, 1])", "a target that is no number and no tensor of numbers but a list of length 2"),
+        ("(torch.ones(2), torch.tensor([True]))", r"a target that is no number .* but a Tensor of shape \[1\]"),
+        ("(torch.ones(2), 1.0)", r"a target of another form, floats of shape \[\]; the first: an integer"),
+        ("(torch.ones(2), torch.tensor([0, 1]))", r"a target of another form, integers of shape \[2\]; the first: an"),
+        ("(torch.ones(2), float('nan'))", "a target with NaN or infinite values"),
     ],
 )
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -130,6 +133,29 @@ def test_a_sample_that_is_something_else(given, sample, message, part):
     assert caught.value.where == "data set 'given_data:make'"
     with pytest.raises(UsageError, match="sample 3 of the"):
         check_data(splits, outputs=3)
+
+
+@pytest.mark.parametrize(
+    ("target", "outputs", "held"),
+    [
+        ("0.5 * n", 1, torch.tensor([0.0, 0.5, 1.0])),
+        ("np.float64(0.5 * n)", 1, torch.tensor([0.0, 0.5, 1.0])),
+        ("np.array([n, 2.5])", 2, torch.tensor([[0.0, 2.5], [1.0, 2.5], [2.0, 2.5]])),
+        ("torch.tensor([[n, 1], [0, 1]], dtype=torch.uint8)", None, torch.tensor([[[n, 1], [0, 1]] for n in range(3)])),
+    ],
+)
+def test_targets_of_other_tasks(given, target, outputs, held):
+    splits = given(
+        f"data = Pairs([(torch.zeros(2), {target}) for n in range(3)])\nreturn data, data, data", batch_size=3
+    )
+    assert splits.num_classes == outputs
+    targets = next(iter(loader(splits.train, batch_size=3)))[1]
+    assert torch.equal(targets, held)
+    assert targets.dtype == held.dtype
+    check_data(splits, outputs=1, classes=False)
+    with pytest.raises(UsageError, match=r'\[model\] task = "classification" needs class numbers') as caught:
+        check_data(splits, outputs=9)
+    assert 'task = "regression"' in caught.value.fix
 
 
 @pytest.mark.parametrize("workers", [0, 1])

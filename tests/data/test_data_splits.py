@@ -9,7 +9,7 @@ from torch.utils.data import Subset
 
 from maseRT.config import DataSection
 from maseRT.data import Splits, load_data
-from maseRT.data.arrays import Arrays, check_same_shape, checked_arrays, classes_in, normalization, standardized
+from maseRT.data.arrays import Arrays, check_same_shape, checked_arrays, outputs_for, normalization, standardized
 from maseRT.data.splits import permutation, split_indices, splits_from_arrays
 from maseRT.errors import UsageError
 
@@ -153,7 +153,7 @@ def test_parts_of_another_shape():
 
 
 def test_classes_are_counted_over_all_parts():
-    assert classes_in([arrays(2), arrays(8)]) == 4
+    assert outputs_for([arrays(2), arrays(8)]) == 4
 
 
 @pytest.mark.parametrize(

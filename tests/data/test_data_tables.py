@@ -76,6 +76,23 @@ def test_npz_counts_the_classes_of_every_part(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("targets", "outputs", "dtype"),
+    [
+        (np.linspace(-1, 1, 20), 1, torch.float32),
+        (np.ones((20, 3), dtype=np.float16), 3, torch.float32),
+        (np.ones((20, 3), dtype=np.int8), None, torch.int64),
+    ],
+)
+def test_npz_of_other_targets(tmp_path, targets, outputs, dtype):
+    splits = read("npz", save_npz(tmp_path, x=made(20, 4)[0], y=targets))
+    assert splits.num_classes == outputs
+    target = splits.train[0][1]
+    assert (target.dtype, target.shape) == (dtype, targets.shape[1:])
+    with pytest.raises(UsageError, match=r'\[model\] task = "classification" needs class numbers'):
+        check_data(splits, outputs=3)
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["images", "labels"], "holds images, labels; looked for x and y, or x_train and y_train"),
@@ -98,8 +115,12 @@ def test_npz_with_values_that_cannot_be_used(tmp_path):
     with pytest.raises(UsageError, match=r"set\.npz \(train\): sample 3 holds NaN"):
         read("npz", save_npz(tmp_path, x=x, y=y))
     x[3, 1] = 0
-    with pytest.raises(UsageError, match=r"labels are not integers"):
-        read("npz", save_npz(tmp_path, x=x, y=y.astype(float)))
+    with pytest.raises(UsageError, match=r"targets are neither integers nor floats: .*bool"):
+        read("npz", save_npz(tmp_path, x=x, y=y > 0))
+    with pytest.raises(UsageError, match=r"set\.npz \(train\): sample 2 holds NaN or infinite values in its target"):
+        read("npz", save_npz(tmp_path, x=x, y=np.where(y == 2, np.inf, 0.5)))
+    with pytest.raises(UsageError, match=r"test targets are float32 of shape \[\], train targets int64 of shape \[\]"):
+        read("npz", save_npz(tmp_path, x_train=x, y_train=y, x_test=x, y_test=y.astype(float)))
     with pytest.raises(UsageError, match=r"test samples have shape \[3\], train samples \[4\]"):
         read("npz", save_npz(tmp_path, x_train=x, y_train=y, x_test=x[:, :3], y_test=y))
 

@@ -49,6 +49,17 @@ def test_outputs_that_are_not_logits(function, message):
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(("function", "shape"), [(lambda y: y[:, 0], (2,)), (lambda y: y[:, :, None], (2, 3, 1))])
+def test_other_tasks_may_have_outputs_of_any_shape(function, shape):
+    assert check_model(Returns(function), EXAMPLE, classes=False).shape == shape
+
+
+@pytest.mark.parametrize("function", [lambda y: y.mean(), lambda y: y[:1], lambda y: y > 0])
+def test_outputs_that_are_no_rows_of_floats(function):
+    with pytest.raises(UsageError, match=r"for a batch of 2, not floats \[2, \.\.\.\]"):
+        check_model(Returns(function), EXAMPLE, classes=False)
+
+
 def test_several_inputs_are_named():
     class Two(nn.Module):
         def forward(self, x, mask, scale=1.0):
