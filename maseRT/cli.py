@@ -1,49 +1,43 @@
-"""The `masert` command: a thin shell around the steps, and the only module that exits."""
+"""The `masert` command: a thin shell around the steps. Only the cli modules print or exit."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
-import tempfile
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from maseRT import __version__
-from maseRT.errors import ExitCode, MaseRTError
-
-if TYPE_CHECKING:
-    from maseRT.steps.pipeline import Outcome, Run
+from maseRT import __version__, interrupts
+from maseRT.cli_group import CommandLine, Reply, note
+from maseRT.cli_options import (
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    JunitOption,
+    LoadOption,
+    LoadTypeOption,
+    Options,
+    OutputOption,
+    QuietOption,
+    RunOption,
+    SetOption,
+    StrictOption,
+    VerboseOption,
+)
+from maseRT.cli_outcomes import as_dict, shortfall, show, write_junit
+from maseRT.cli_report import add_report_commands
+from maseRT.errors import ExitCode, UsageError
 
 app = typer.Typer(
     name="masert",
+    cls=CommandLine,
     help="From a trained PyTorch model to a fast, still accurate inference engine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 internal bug, 2 usage or config, 3 something missing on this machine, "
     "4 a step failed, 5 a check failed, 130 interrupted, 143 terminated.",
 )
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Where the output tree grows.")]
-RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; default: the config's.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, instead of the config's.")]
-LoadOption = Annotated[Path | None, typer.Option("--load", help="Trained weights, instead of [model] checkpoint.")]
-LoadTypeOption = Annotated[
-    str | None, typer.Option("--load-type", help="pl, pt, safetensors or pytorch-quantization; told from the file.")
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Run what is already done, too.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say everything, on stderr.")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="A runtime that cannot run here ends with exit code 3.")]
 
 STEP_HELP = {
     "train": "Train the float baseline (section \\[train]).",
@@ -53,45 +47,7 @@ STEP_HELP = {
     "export": "Write the ONNX files, and check them (section \\[export]).",
     "build-engine": "Build the TensorRT engine (section \\[build-engine]).",
     "onnxruntime": "Make INT8, FP16 and optimized models for ONNX Runtime (section \\[onnxruntime]).",
-    "analyze": "Measure accuracy and speed of every runtime (section \\[analyze]).",
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options that all commands on a run share."""
-
-    config: Path
-    output: Path
-    run: str | None
-    overrides: list[str] = field(default_factory=list)
-    load: Path | None = None
-    load_type: str | None = None
-    force: bool = False
-    as_json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-
-    def open(self) -> Run:
-        """Read the config and return the run it describes."""
-        from maseRT.config import load_config
-        from maseRT.console import RichReporter, err
-        from maseRT.progress import Silent
-        from maseRT.steps.pipeline import Run
-        from maseRT.workspace import Workspace
-
-        overrides = list(self.overrides)
-        if self.load is not None:
-            overrides.append(f"model.checkpoint={str(self.load)!r}")
-        if self.load_type is not None:
-            overrides.append(f"model.kind={self.load_type}")
-        return Run(
-            config=load_config(self.config, overrides),
-            config_path=self.config,
-            workspace=Workspace(self.output, self.run or self.config.stem),
-            reporter=RichReporter() if err.is_terminal and not self.quiet else Silent(),
-            force=self.force,
-        )
 
 
 @app.callback(invoke_without_command=True)
@@ -116,30 +72,31 @@ def transform(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and why.")] = False,
     force: ForceOption = False,
     strict: StrictOption = False,
+    junit: JunitOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
-) -> None:
+) -> Reply:
     """Run all steps that the config has, in order, skipping what is done."""
-    options = Options(config, output, run, set_ or [], load, load_type, force, as_json, quiet, verbose)
-    with _guarded("transform", options):
-        from maseRT.console import print_json
-        from maseRT.steps.table import get_step
+    from maseRT.steps.table import get_step
 
-        for name in (first, last):
-            if name:
-                get_step(name)
-        work = options.open()
+    for name in (first, last):
+        if name:
+            get_step(name)
+    options = Options(config, output, run, set_ or [], load, load_type, force, as_json, quiet, verbose)
+    with options.opened() as work:
         if dry_run:
             outcomes = work.preview(first=first, last=last)
-            for outcome in outcomes:
-                _show(outcome, options)
+            for outcome in outcomes if not options.silent else ():
+                show(outcome)
         else:
-            outcomes = work.transform(first=first, last=last, on_outcome=lambda outcome: _show(outcome, options))
-        if as_json:
-            print_json("transform", {"run": str(work.workspace.root), "steps": [_as_dict(o) for o in outcomes]})
-        if strict:
-            _require_all_rows(outcomes)
+            if junit is not None and (work.config.analyze is None or last not in (None, "analyze")):
+                raise UsageError("there will be no report", where="--junit", fix="let analyze run, or leave it out")
+            outcomes = work.transform(first=first, last=last, on_outcome=None if options.silent else show)
+    if junit is not None and not dry_run:
+        write_junit(junit, work.workspace.report)
+    value = {"run": str(work.workspace.root), "steps": [as_dict(outcome) for outcome in outcomes]}
+    return Reply(value, shortfall(outcomes, strict=strict))
 
 
 def _add_step_command(name: str) -> None:
@@ -155,25 +112,49 @@ def _add_step_command(name: str) -> None:
         as_json: JsonOption = False,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
-    ) -> None:
+    ) -> Reply:
         options = Options(config, output, run, set_ or [], load, load_type, force, as_json, quiet, verbose)
-        with _guarded(name, options):
-            from maseRT.console import print_json
-            from maseRT.steps.table import get_step
-
-            work = options.open()
-            outcome = work.single(get_step(name))
-            _show(outcome, options)
-            if as_json:
-                print_json(name, {"run": str(work.workspace.root), **_as_dict(outcome), **outcome.summary})
-            if strict:
-                _require_all_rows([outcome])
+        return _single(name, options, strict=strict)
 
     app.command(name, help=STEP_HELP[name])(command)
 
 
+def _single(name: str, options: Options, *, strict: bool = False, junit: Path | None = None) -> Reply:
+    """Run one step."""
+    from maseRT.steps.table import get_step
+
+    with options.opened() as work:
+        outcome = work.single(get_step(name))
+        if not options.silent:
+            show(outcome)
+    if junit is not None:
+        write_junit(junit, work.workspace.report)
+    value = {"run": str(work.workspace.root), **as_dict(outcome), **outcome.summary}
+    return Reply(value, shortfall([outcome], strict=strict))
+
+
 for _name in STEP_HELP:
     _add_step_command(_name)
+
+
+@app.command()
+def analyze(
+    config: ConfigOption,
+    output: OutputOption = Path("mase_output"),
+    run: RunOption = None,
+    set_: SetOption = None,
+    load: LoadOption = None,
+    load_type: LoadTypeOption = None,
+    force: ForceOption = False,
+    strict: StrictOption = False,
+    junit: JunitOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> Reply:
+    r"""Measure accuracy and speed of every runtime, and judge them (sections \[analyze], \[gate])."""
+    options = Options(config, output, run, set_ or [], load, load_type, force, as_json, quiet, verbose)
+    return _single("analyze", options, strict=strict, junit=junit)
 
 
 @app.command()
@@ -183,25 +164,27 @@ def explain(
     output: OutputOption = Path("mase_output"),
     run: RunOption = None,
     set_: SetOption = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="A run of the same model in float: say what is slower in INT8.")
+    ] = None,
     as_json: JsonOption = False,
-) -> None:
+) -> Reply:
     """Show each layer's precision: asked, exported and executed."""
-    options = Options(config, output, run, set_ or [], as_json=as_json)
-    with _guarded("explain", options):
-        from maseRT.console import print_json, print_line, print_table
-        from maseRT.steps.explain import explain as explained
+    from maseRT.console import print_line, print_table
+    from maseRT.steps.explain import explain as explained
+    from maseRT.workspace import Workspace
 
-        work = options.open()
-        found = explained(work.config, work.workspace, layer=layer)
-        if as_json:
-            print_json("explain", {"run": str(work.workspace.root), **found.summary})
-            return
+    with Options(config, output, run, set_ or [], as_json=as_json).opened() as work:
+        other = None if against is None else Workspace(output, against)
+        found = explained(work.config, work.workspace, layer=layer, against=other)
+    if not as_json:
         for title, rows in found.tables:
             if title:
                 print_line(f"\n{title}")
             print_table(rows)
         for remark in found.remarks:
             print_line(remark)
+    return Reply({"run": str(work.workspace.root), **found.summary})
 
 
 @app.command()
@@ -210,31 +193,31 @@ def init(
     data: Annotated[str, typer.Option("--data", help="A data set's name or package.module:factory.")] = "digits",
     file: Annotated[Path, typer.Option("--file", help="Where to write it.")] = Path("masert.toml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
-) -> None:
+    as_json: JsonOption = False,
+) -> Reply:
     """Write a commented config for a model and a data set."""
-    with _guarded("init"):
-        from maseRT.console import print_line
-        from maseRT.scaffold import write_config
+    from maseRT.console import print_line
+    from maseRT.scaffold import write_config
 
-        write_config(file, model=model, data=data, overwrite=force)
+    write_config(file, model=model, data=data, overwrite=force)
+    if not as_json:
         print_line(f"wrote {file}; run it with: masert transform --config {file}")
+    return Reply({"file": str(file), "model": model, "data": data})
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(as_json: JsonOption = False) -> Reply:
     """Say what is installed, and which runtimes can build and run here."""
-    with _guarded("doctor"):
-        from maseRT.console import print_json, print_line, print_table
-        from maseRT.doctor import examine
+    from maseRT.console import print_line, print_table
+    from maseRT.doctor import examine
 
-        findings = examine()
-        if as_json:
-            print_json("doctor", findings.as_dict())
-            return
+    findings = examine()
+    if not as_json:
         for title, rows in findings.tables():
             print_line(title)
             print_table(rows)
             print_line("")
+    return Reply(findings.as_dict())
 
 
 @app.command("run")
@@ -248,19 +231,17 @@ def run_command(
         bool, typer.Option("--trust", help="Load an engine without a matching sidecar. An engine is code.")
     ] = False,
     as_json: JsonOption = False,
-) -> None:
+) -> Reply:
     """Run an engine on arrays; needs the engine's library, cuda-python and numpy, but not torch."""
-    with _guarded("run"):
-        from maseRT.console import print_json, print_line
-        from maseRT.runtimes.npz import run_file
+    from maseRT.console import print_line
+    from maseRT.runtimes.npz import run_file
 
-        outputs = run_file(engine, source, target, device=device, batch=batch, trust=trust)
-        shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in outputs.items()}
-        if as_json:
-            print_json("run", {"output": str(target), "outputs": shapes})
-        else:
-            told = ", ".join(f"{name} {each['shape']} {each['dtype']}" for name, each in shapes.items())
-            print_line(f"wrote {target}: {told}")
+    outputs = run_file(engine, source, target, device=device, batch=batch, trust=trust)
+    shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in outputs.items()}
+    if not as_json:
+        told = ", ".join(f"{name} {each['shape']} {each['dtype']}" for name, each in shapes.items())
+        print_line(f"wrote {target}: {told}")
+    return Reply({"output": str(target), "outputs": shapes})
 
 
 @app.command("config")
@@ -270,99 +251,34 @@ def config_command(
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a config, for editors.")] = False,
     set_: SetOption = None,
-) -> None:
+    as_json: JsonOption = False,
+) -> Reply:
     """Check a config, or print the schema of all configs."""
-    with _guarded("config"):
-        import json
+    import json
 
-        from maseRT.config import Config, load_config
-        from maseRT.console import print_line
-        from maseRT.errors import UsageError
+    from maseRT.config import Config, load_config
+    from maseRT.console import print_line
 
-        if schema:
-            print_line(json.dumps(Config.model_json_schema(by_alias=True), indent=2))
-        elif config is not None:
-            resolved = load_config(config, set_ or [])
-            print_line(json.dumps(resolved.model_dump(mode="json", by_alias=True, exclude_none=True), indent=2))
-        else:
-            raise UsageError("nothing to do", where="masert config", fix="give --config FILE or --schema")
+    if schema:
+        key, value = "json_schema", Config.model_json_schema(by_alias=True)
+    elif config is not None:
+        resolved = load_config(config, set_ or [])
+        key, value = "config", resolved.model_dump(mode="json", by_alias=True, exclude_none=True)
+    else:
+        raise UsageError("nothing to do", where="masert config", fix="give --config FILE or --schema")
+    if not as_json:
+        print_line(json.dumps(value, indent=2))
+    return Reply({key: value})
+
+
+add_report_commands(app)
 
 
 def main() -> NoReturn:
-    """Run the command line."""
+    """Run the command line; the process then ends, and another Ctrl-C cannot change how."""
+    interrupts.listen(note)
     app()
     sys.exit(ExitCode.DONE)
-
-
-def _show(outcome: Outcome, options: Options) -> None:
-    if options.as_json or options.quiet:
-        return
-    from maseRT.console import print_line, print_table
-
-    timing = f"{outcome.seconds:7.1f} s" if outcome.status == "done" else f"{outcome.status:>9}"
-    print_line(f"{outcome.step:<13}{timing}  {outcome.headline or outcome.why or 'nothing changed'}")
-    if outcome.table:
-        print_table(outcome.table)
-    for remark in outcome.remarks:
-        print_line(remark)
-
-
-def _as_dict(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "step": outcome.step,
-        "status": outcome.status,
-        "why": outcome.why,
-        "seconds": round(outcome.seconds, 3),
-        "summary": outcome.summary,
-        "outputs": [str(path) for path in outcome.outputs],
-    }
-
-
-def _require_all_rows(outcomes: list[Outcome]) -> None:
-    """Raise what --strict asks for: no runtime may be left out."""
-    from maseRT.errors import MissingError
-
-    missing = [row for outcome in outcomes for row in outcome.summary.get("not_run", [])]
-    if missing:
-        raise MissingError(
-            "\n".join(missing), where="--strict", fix="install what is missing, or leave it out of [analyze] runtimes"
-        )
-
-
-@contextmanager
-def _guarded(command: str, options: Options | None = None) -> Iterator[None]:
-    """Turn every way a command can end into its documented exit code, without a traceback."""
-    from maseRT.console import print_error, print_json, set_up_logging
-
-    signal.signal(signal.SIGTERM, _terminated)
-    set_up_logging(verbose=bool(options and options.verbose), quiet=bool(options and options.quiet))
-    try:
-        yield
-    except MaseRTError as error:
-        if options and options.as_json:
-            described = {"what": error.what, "where": error.where, "fix": error.fix}
-            print_json(command, {"error": described, "exit_code": int(error.exit_code)})
-        print_error(error)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was done is kept", err=True)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except Exception as error:
-        path = _write_crash(command)
-        typer.echo(f"internal error, a bug in maseRT: {type(error).__name__}: {error}\ndetails: {path}", err=True)
-        raise typer.Exit(ExitCode.BUG) from None
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(ExitCode.TERMINATED)
-
-
-def _write_crash(command: str) -> Path:
-    handle, name = tempfile.mkstemp(prefix=f"masert-{command}-", suffix=".log")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(f"masert {__version__} {sys.argv[1:]}\n{traceback.format_exc()}")
-    logging.getLogger("maseRT").debug("crash log in %s", name)
-    return Path(name)
 
 
 if __name__ == "__main__":

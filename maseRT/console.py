@@ -119,9 +119,15 @@ class RichReporter:
     ) -> Iterator[tuple[Progress, TaskID]]:
         """Add a line to the display that is there, or begin one: a console can have only one at a time."""
         progress = self._progress = self._progress or self._new()
-        fields = {"unit": unit, "done": done, "worked_seconds": 0.0, "spinning": spinning}
-        indented = "  " * self._depth + description
-        task = progress.add_task(indented, total=total, completed=done, **fields)
+        task = progress.add_task(
+            "  " * self._depth + description,
+            total=total,
+            completed=done,
+            unit=unit,
+            done=done,
+            worked_seconds=0.0,
+            spinning=spinning,
+        )
         self._depth += 1
         try:
             yield progress, task
@@ -147,9 +153,17 @@ class RichReporter:
         return progress
 
 
-def make_reporter(*, quiet: bool) -> Reporter:
-    """Return what shows progress: nothing unless stderr is a terminal that can be drawn on."""
-    return RichReporter() if sys.stderr.isatty() and err.is_interactive and not quiet else Silent()
+@contextmanager
+def reporting(*, quiet: bool) -> Iterator[Reporter]:
+    """Yield what shows progress: nothing unless stderr is a terminal that can be drawn on."""
+    if quiet or not sys.stderr.isatty() or not err.is_interactive:
+        yield Silent()
+        return
+    reporter = RichReporter()
+    try:
+        yield reporter
+    finally:
+        reporter.close()
 
 
 def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:

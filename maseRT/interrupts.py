@@ -106,7 +106,7 @@ class Listener:
         time.sleep(_NUDGE_SECONDS)
         while _importing(sys._current_frames().get(main)):
             time.sleep(_NUDGE_SECONDS)
-        if not self._over and signal.getsignal(signal.SIGINT) is self:
+        if not self._over and _listener() is self:
             self._nudges += 1
             signal.pthread_kill(main, signal.SIGINT)
 

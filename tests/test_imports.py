@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "maseRT"
 
 LAYERS = [
-    {"cli", "console", "__init__"},
+    {"cli", "cli_group", "cli_options", "cli_outcomes", "cli_report", "console", "__init__"},
     {"steps"},
     {
         "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_translations",
@@ -19,7 +19,7 @@ LAYERS = [
     },
     {
         "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",
-        "hardware",
+        "hardware", "interrupts",
     },
 ]  # fmt: skip
 

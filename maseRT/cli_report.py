@@ -1,0 +1,132 @@
+"""Commands on finished reports: no torch, no run, only report.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from maseRT.cli_group import Reply
+from maseRT.cli_options import JsonOption, JunitOption, ReportArgument
+from maseRT.errors import UsageError
+
+OutputFolder = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The folder to write to; default: where analyze wrote them.")
+]
+
+
+def add_report_commands(app: typer.Typer) -> None:
+    """Add them to an app."""
+    app.command()(report)
+    app.command()(compare)
+    app.command()(audit)
+
+
+def report(
+    path: Annotated[
+        Path | None, typer.Argument(help="A run's folder, or its report.json.", metavar="RUN|REPORT.json")
+    ] = None,
+    output: OutputFolder = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of report.json.")] = False,
+    as_json: JsonOption = False,
+) -> Reply:
+    """Write report.md and report.html anew, from report.json."""
+    from maseRT.console import print_line
+
+    if schema:
+        return _schema(as_json=as_json)
+    if path is None:
+        raise UsageError("nothing to do", where="masert report", fix="give a run's folder, a report.json, or --schema")
+    from maseRT.report.files import load_report
+    from maseRT.report.html import html
+    from maseRT.report.markdown import markdown
+    from maseRT.workspace import write_text
+
+    found = load_report(path)
+    folder = output or _folder(path)
+    texts = {folder / "report.md": markdown(found), folder / "report.html": html(found)}
+    for target, text in texts.items():
+        write_text(target, text)
+        if not as_json:
+            print_line(f"wrote {target}")
+    if not as_json:
+        print_line(found.verdict)
+    return Reply({"run": found.run, "verdict": found.verdict, "outputs": [str(target) for target in texts]})
+
+
+def _schema(*, as_json: bool) -> Reply:
+    import json
+
+    from maseRT.console import print_line
+    from maseRT.report.files import schema_json
+
+    text = schema_json()
+    if not as_json:
+        print_line(text.rstrip("\n"))
+    return Reply({"json_schema": json.loads(text)})
+
+
+def _folder(path: Path) -> Path:
+    """Return where the readable reports of a run's folder, or of a report.json, belong."""
+    if path.is_dir():
+        return path
+    return path.resolve().parent.parent if path.resolve().parent.name == "json" else path.parent
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more; the first is the base.", metavar="RUN RUN...")],
+    allow: Annotated[
+        bool, typer.Option("--allow-different-methods", help="Compare even what was measured in different ways.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> Reply:
+    """Put runs side by side, and say what is significant and what is noise."""
+    from maseRT.console import print_line, print_table
+    from maseRT.report.compare import compare as compared
+    from maseRT.report.files import load_report
+
+    if len(runs) < 2:
+        fix = "give two or more run folders, or report.json files"
+        raise UsageError("one run cannot be compared", where="masert compare", fix=fix)
+    found = compared(_named({path: load_report(path) for path in runs}), allow_different_methods=allow)
+    if not as_json:
+        print_table(found.table())
+        for line in found.lines():
+            print_line(line)
+    return Reply(found.as_dict())
+
+
+def _named(reports: dict[Path, Any]) -> dict[str, Any]:
+    """Return the reports by their runs' names; by their paths where two runs have one name."""
+    if len({found.run for found in reports.values()}) < len(reports):
+        return {str(path): found for path, found in reports.items()}
+    return {found.run: found for found in reports.values()}
+
+
+def audit(
+    path: ReportArgument,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings end with exit code 5, too.")] = False,
+    junit: JunitOption = None,
+    as_json: JsonOption = False,
+) -> Reply:
+    """Check a report against itself; errors, figures that contradict each other, end with exit code 5."""
+    from maseRT.cli_outcomes import finding_line, found_wrong
+    from maseRT.console import print_line
+    from maseRT.report.audit import audit as audited
+    from maseRT.report.files import load_report
+    from maseRT.report.junit import junit_xml
+    from maseRT.workspace import write_text
+
+    found = load_report(path)
+    findings = audited(found)
+    plain = [finding.model_dump() for finding in findings]
+    if junit is not None:
+        write_text(junit, junit_xml(found.model_copy(update={"findings": findings})))
+    if not as_json:
+        for finding in plain:
+            print_line(finding_line(finding))
+        if not plain:
+            print_line(f"{found.run}: nothing contradicts itself, in {len(found.rows)} rows")
+    wrong = [finding for finding in plain if strict or finding["severity"] == "error"]
+    return Reply({"run": found.run, "findings": plain}, found_wrong(wrong, where=str(path)))
