@@ -39,6 +39,7 @@ def ladder(
     limits: DriftLimits,
     *,
     higher_is_better: bool = True,
+    classes: bool = True,
 ) -> list[Rung]:
     """Compare each row with the one before it; a row that did not run is bridged.
 
@@ -49,6 +50,7 @@ def ladder(
         scores: of the task.
         limits: what every rung must keep.
         higher_is_better: of the metric.
+        classes: whether outputs are [N, classes], so that labels can be compared.
     """
     ran = [name for name in order if name in outputs]
     metrics = {name: float(np.mean(scores(outputs[name], targets))) for name in ran}
@@ -59,7 +61,7 @@ def ladder(
             target=target,
             metric_before=metrics[source],
             metric_after=metrics[target],
-            agreement=_agreement(outputs[source], outputs[target]),
+            agreement=_agreement(outputs[source], outputs[target], classes=classes),
             holds=True,
         )
         finite = bool(np.isfinite(outputs[target]).all())
@@ -108,9 +110,12 @@ class Noise:
         self._noise: dict[str, float] = {}
 
     def add(self, name: str, reference: Array, output: Array) -> None:
-        """Take in one slice of a tensor; the arrays have the same shape."""
-        reference = reference.astype(np.float64)
-        difference = output.astype(np.float64) - reference
+        """Take in a slice of a tensor; the arrays have one shape. Where the reference is not finite, anything goes."""
+        reference, output = reference.astype(np.float64), output.astype(np.float64)
+        known = np.isfinite(reference)
+        if not known.all():
+            reference, output = reference[known], output[known]
+        difference = output - reference
         self._signal[name] = self._signal.get(name, 0.0) + float(np.vdot(reference, reference))
         self._noise[name] = self._noise.get(name, 0.0) + float(np.vdot(difference, difference))
 
@@ -131,9 +136,9 @@ class Noise:
         return found
 
 
-def _agreement(reference: Array, output: Array) -> Agreement:
+def _agreement(reference: Array, output: Array, *, classes: bool) -> Agreement:
     """Compare outputs; numbers that are not finite count as 0, the rung fails for them in any case."""
-    found = agreement(_finite(reference), _finite(output)).as_dict()
+    found = agreement(_finite(reference), _finite(output), classes=classes).as_dict()
     return Agreement(**{key: value if value is None or math.isfinite(value) else None for key, value in found.items()})
 
 

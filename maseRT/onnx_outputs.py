@@ -13,10 +13,12 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from maseRT.onnx_graph import QUANTIZER, scopes_of
+from maseRT.plan import OUTPUT
 
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+_RESHAPING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Identity")
 _NOT_COMPUTING = frozenset(
-    ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+    ("QuantizeLinear", "DequantizeLinear", "Cast", *_RESHAPING, "Slice", "Gather", "Split", "Concat", "Pad", "Tile")
 )
 
 
@@ -25,13 +27,14 @@ class Outputs:
     """What can be looked at inside a graph.
 
     Attributes:
-        tensors: layer or operation -> the tensor that is its output, in the order of execution. The further calls of a
-            layer are called as `call_name` says; an operation outside of layers is `<module>.<operator>`.
-        ancestors: layer or operation -> those that its output depends on.
+        tensors: layer or operation -> the tensor that is its output, in the order of execution, and OUTPUT -> that of
+            the graph. The further calls of a layer are called as `call_name` says; an operation outside of layers is
+            `<module>.<operator>`. A module's output can be that of its last layer, which comes first.
+        before: layer or operation -> those whose outputs its own is computed from, with nothing in between.
     """
 
     tensors: Mapping[str, str]
-    ancestors: Mapping[str, frozenset[str]]
+    before: Mapping[str, frozenset[str]]
 
 
 def call_name(layer: str, call: int) -> str:
@@ -46,11 +49,9 @@ def layer_outputs(model: ModelProto) -> Outputs:
     a layer with several outputs is left out.
     """
     graph = _Graph(model)
-    found: dict[str, str] = {}
-    for _, names, tensor in sorted(graph.outputs(), key=lambda entry: entry[0]):
-        for name in names:
-            found.setdefault(name, tensor)
-    return Outputs(found, graph.ancestors(found))
+    found = {name: tensor for _, name, tensor in sorted(graph.outputs())}
+    found[OUTPUT] = model.graph.output[0].name
+    return Outputs(found, graph.before(found))
 
 
 def with_outputs(model: ModelProto, tensors: Mapping[str, str]) -> tuple[ModelProto, dict[str, str]]:
@@ -67,10 +68,8 @@ def with_outputs(model: ModelProto, tensors: Mapping[str, str]) -> tuple[ModelPr
     present = {value.name for value in graph.output}
     named: dict[str, str] = {}
     for key, tensor in tensors.items():
-        if values[tensor].type.tensor_type.elem_type == TensorProto.FLOAT:
-            out = tensor
-        else:
-            out = f"{tensor}_as_fp32"
+        is_fp32 = values[tensor].type.tensor_type.elem_type == TensorProto.FLOAT
+        out = tensor if is_fp32 else f"{tensor}_as_fp32"
         named[key] = out
         if out in present:
             continue
@@ -104,15 +103,16 @@ class _Graph:
         self._types = {value.name: value.type.tensor_type.elem_type for value in _values(model)}
         self._maker = {name: number for number, node in enumerate(self.nodes) for name in node.output if name}
         self._readers: dict[str, set[int]] = defaultdict(set)
-        for number, node in enumerate(self.nodes):
-            for name in node.input:
-                self._readers[name].add(number)
         self._modules = self._paths()
         self._live = self._depending({value.name for value in model.graph.input})
+        for number, node in enumerate(self.nodes):
+            if self._is_live(number):
+                for name in node.input:
+                    self._readers[name].add(number)
 
-    def outputs(self) -> list[tuple[tuple[int, int], list[str], str]]:
-        """Return (place in the order, names, tensor); of one place, the innermost module comes first."""
-        found: list[tuple[tuple[int, int], list[str], str]] = []
+    def outputs(self) -> list[tuple[tuple[int, int], str, str]]:
+        """Return (place in the order, name, tensor); of one place, the innermost module comes first."""
+        found: list[tuple[tuple[int, int], str, str]] = []
         calls: dict[str, int] = defaultdict(int)
         for call in self._calls():
             count = calls[call.module]
@@ -120,7 +120,7 @@ class _Graph:
             leaving = self._leaving(call)
             if len(leaving) == 1:
                 place = (self._maker[leaving[0]], -call.module.count(".") - 1)
-                found.append((place, [call_name(call.module, count)], leaving[0]))
+                found.append((place, call_name(call.module, count), leaving[0]))
         taken = {tensor for _, _, tensor in found}
         counts: dict[str, int] = defaultdict(int)
         inner = {path[-1] for path in self._modules if path}
@@ -132,20 +132,25 @@ class _Graph:
             count = counts[base]
             counts[base] += 1
             if node.output[0] not in taken:
-                found.append(((number, 0), [f"{base}_{count}" if count else base], node.output[0]))
+                found.append(((number, 0), f"{base}_{count}" if count else base, node.output[0]))
         return found
 
-    def ancestors(self, tensors: Mapping[str, str]) -> dict[str, frozenset[str]]:
-        """Return, per name, those whose tensors its own depends on."""
+    def before(self, tensors: Mapping[str, str]) -> dict[str, frozenset[str]]:
+        """Return the edges between outputs. Those that are one tensor follow one another."""
         names: dict[str, list[str]] = defaultdict(list)
         for name, tensor in tensors.items():
             names[tensor].append(name)
-        above: dict[str, frozenset[str]] = {}
+        edges: dict[str, frozenset[str]] = {}
+        nearest: dict[str, frozenset[str]] = {}
         for node in self.nodes:
-            parts = [above.get(each, frozenset()) | frozenset(names.get(each, ())) for each in node.input if each]
-            union = frozenset().union(*parts)
-            above |= {name: union for name in node.output if name}
-        return {name: above[tensor] for name, tensor in tensors.items()}
+            read = frozenset[str]().union(*(nearest.get(each, ()) for each in node.input))
+            for tensor in node.output:
+                here = read
+                for name in names.get(tensor, ()):
+                    edges[name] = here
+                    here = frozenset((name,))
+                nearest[tensor] = here
+        return {name: edges[name] for name in tensors}
 
     def _paths(self) -> list[list[str]]:
         """Return the modules that each node is in, from the outermost on; one without metadata follows its input."""
@@ -172,7 +177,7 @@ class _Graph:
         calls: list[_Call] = []
         running: dict[str, _Call] = {}
         for number, path in enumerate(self._modules):
-            if not any(name in self._live for name in self.nodes[number].output):
+            if not self._is_live(number):
                 continue
             running = {module: call for module, call in running.items() if module in path}
             for module in path:
@@ -207,6 +212,9 @@ class _Graph:
     def _is_container(self, owner: str, inner: Collection[str]) -> bool:
         """Whether a module holds others that have nodes."""
         return not owner or any(each.startswith(f"{owner}.") and not each.endswith(QUANTIZER) for each in inner)
+
+    def _is_live(self, number: int) -> bool:
+        return not self._live.isdisjoint(self.nodes[number].output)
 
     def _is_quantizer(self, number: int) -> bool:
         return any(module.endswith(QUANTIZER) for module in self._modules[number])
