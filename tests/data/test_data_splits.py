@@ -9,7 +9,7 @@ from torch.utils.data import Subset
 
 from maseRT.config import DataSection
 from maseRT.data import Splits, load_data
-from maseRT.data.arrays import Arrays, check_same_shape, checked_arrays, outputs_for, normalization, standardized
+from maseRT.data.arrays import Arrays, check_same_shape, checked_arrays, normalization, outputs_for, standardized
 from maseRT.data.splits import permutation, split_indices, splits_from_arrays
 from maseRT.errors import UsageError
 
