@@ -233,6 +233,17 @@ class ExportSection(Section):
     opset: int = Field(
         20, ge=19, le=20, description="19 for old parsers; INT8 MaxPool and FP16 Q/DQ leave no other choice."
     )
+    dynamic: tuple[Literal["batch", "height", "width"], ...] = Field(
+        ("batch",),
+        description="Dimensions of the input that stay free; with height or width, [build-engine] profiles give sizes.",
+    )
+
+    @field_validator("dynamic")
+    @classmethod
+    def _batch_is_free(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "batch" not in value:
+            raise ValueError('the batch always stays free: add "batch"')
+        return value
 
 
 class BatchProfile(Section):
@@ -415,6 +426,12 @@ class Config(Section):
         for name, needed in needs.items():
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise ValueError(f"[{name.replace('_', '-')}] needs [{needed}]: add it")
+        free = [name for name in (self.export.dynamic if self.export else ()) if name != "batch"]
+        if free and self.build_engine is not None and not self.build_engine.profiles:
+            raise ValueError(
+                f"[export] dynamic leaves the {' and '.join(free)} free: give the sizes in [build-engine] profiles, "
+                "such as [{ input = { min = [1, 3, 64, 64], opt = [16, 3, 224, 224], max = [16, 3, 512, 512] } }]"
+            )
         if self.finetune and self.finetune.learned_amax and self.quantize and self.quantize.backend != "native":
             raise ValueError(
                 '[finetune] learned_amax needs [quantize] backend = "native": pytorch-quantization learns two bounds, '

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from maseRT.errors import StepError
+from maseRT.errors import MaseRTError, StepError
 from maseRT.onnx_translations import translations
 from maseRT.quant.quantizer import exporting
 
 INPUT = "input"
 OUTPUT = "output"
 BATCH = "batch"
+
+AXES = {BATCH: 0, "height": 2, "width": 3}
+"""The dimensions of the input that may stay free."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """The metadata key under which every node keeps the path of its torch module."""
@@ -32,27 +35,42 @@ OPSETS = (19, 20)
 """Below, half-precision Q/DQ is invalid; above, ONNX Runtime 1.31 loads no INT8 MaxPool."""
 
 _LARGEST_BYTES = 2**31 - 1
+_FIXED_SIZE = (
+    "leave height and width out of [export] dynamic, or pool over the whole image before the first linear layer"
+)
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: Path, *, opset: int) -> None:
+def export_onnx(
+    model: nn.Module, example: Tensor, path: Path, *, opset: int, dynamic: Collection[str] = (BATCH,)
+) -> None:
     """Write the model, in eval mode, as one ONNX file with a tensor named `input` and one named `output`.
 
     Args:
         model: takes one tensor and returns one; its calibrated quantizers become Q/DQ pairs.
-        example: an input [N, ...] with any N; the exported batch is dynamic.
+        example: an input [N, ...] with any N.
         path: the file; renaming it into place is the caller's.
         opset: 19 or 20.
+        dynamic: which of `AXES` stay free; the batch always does.
 
     Raises:
-        StepError: a range is not set, the model cannot be traced, an operator has no right ONNX form, or the file would
-            be over 2 GB or fails the checker. The message names the layer where it is known.
+        StepError: a range is not set, the model cannot be traced or needs one image size, an operator has no right ONNX
+            form, or the file would be over 2 GB or fails the checker. The message names the layer where it is known.
     """
     if opset not in OPSETS:
         raise StepError(f"opset {opset} is not one of {OPSETS[0]} to {OPSETS[1]}", where="export")
+    free = {name: axis for name, axis in AXES.items() if name == BATCH or name in dynamic}
+    if len(free) > 1 and example.dim() != 4:
+        raise StepError(
+            f"the model's input has no height and width: its shape is {list(example.shape)}",
+            where="[export] dynamic",
+            fix='leave it at ["batch"]',
+        )
+    if len(free) > 1:
+        _check_other_size(model, example, free)
     with _quiet(), _evaluating(model), exporting(model), torch.no_grad():
-        program = _trace(model, example)
+        program = _trace(model, example, free)
         proto = _convert(program, opset)
-    _clean(proto)
+    _clean(proto, free)
     _check(proto, opset)
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
@@ -81,21 +99,54 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _trace(model: nn.Module, example: Tensor) -> ExportedProgram:
-    """Return the traced model. An example of one is doubled: torch.export takes a batch of 1 for a constant."""
+def other_size(images: Tensor, dynamic: Collection[str]) -> Tensor:
+    """Return images [N, C, H, W] at twice the height and three times the width, where those are free."""
+    factors = (2 if "height" in dynamic else 1, 3 if "width" in dynamic else 1)
+    return torch.nn.functional.interpolate(images, scale_factor=factors)
+
+
+def _check_other_size(model: nn.Module, example: Tensor, free: Mapping[str, int]) -> None:
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(other_size(example[:1], free))
+    except MaseRTError:
+        raise
+    except Exception as error:  # a user's model: whatever it raises
+        raise StepError(
+            f"the model takes no images of another size: {_first_line(error)}",
+            where=_innermost_layer(error, model),
+            fix=_FIXED_SIZE,
+        ) from error
+
+
+def _trace(model: nn.Module, example: Tensor, free: Mapping[str, int]) -> ExportedProgram:
+    """Return the traced model.
+
+    torch.export takes a size of 1 for a constant: an example of one is doubled, and images are made larger, because
+    what becomes of them inside may come down to one pixel.
+    """
     if len(example) < 2:
         example = torch.cat([example, example])
+    sizes = {axis: torch.export.Dim.DYNAMIC for name, axis in free.items() if name != BATCH}
+    if sizes:
+        example = other_size(example, free)
+    shapes = {0: torch.export.Dim(BATCH, min=1), **sizes}
     try:
         with redirect_stderr(StringIO()):  # where torch.export prints the graph that it got to
-            return torch.export.export(
-                model, (example,), dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},), strict=False
-            )
+            return torch.export.export(model, (example,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:
-        raise _trace_error(error, model) from error
+        raise _trace_error(error, model, free) from error
 
 
-def _trace_error(error: Exception, model: nn.Module) -> StepError:
+def _trace_error(error: Exception, model: nn.Module, free: Mapping[str, int]) -> StepError:
     where = _innermost_layer(error, model)
+    fixed = [name for name, axis in free.items() if name != BATCH and _specialized(axis, str(error))]
+    if fixed:
+        return StepError(
+            f"the model fixes the {' and the '.join(fixed)} of its images",
+            where=where,
+            fix=_FIXED_SIZE,
+        )
     if "specialized it to be a constant" in str(error):
         return StepError(
             "the model fixes the batch size, which has to stay free",
@@ -104,6 +155,12 @@ def _trace_error(error: Exception, model: nn.Module) -> StepError:
         )
     fix = "avoid Python branches on tensor values" if isinstance(error, GuardOnDataDependentSymNode) else ""
     return StepError(f"cannot be traced: {_first_line(error)}", where=where, fix=fix)
+
+
+def _specialized(axis: int, message: str) -> bool:
+    """Tell from torch.export's message whether it had to take a dimension of the input for a constant."""
+    found = re.findall(r"size\(\)\[(\d+)\] as dynamic but your code specialized it", message)
+    return str(axis) in found
 
 
 def _innermost_layer(error: Exception, model: nn.Module) -> str:
@@ -171,14 +228,16 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _clean(proto: onnx.ModelProto) -> None:
-    """Name the batch, and drop what holds the user's paths or changes between runs; nodes keep their name scopes."""
+def _clean(proto: onnx.ModelProto, free: Mapping[str, int]) -> None:
+    """Name the free dimensions, and drop what holds the user's paths or changes between runs; name scopes stay."""
     graph = proto.graph
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    sizes = graph.input[0].type.tensor_type.shape.dim
+    symbols = {sizes[axis].dim_param: name for name, axis in free.items()}
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, symbols))})\b")
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, dim.dim_param)
+                dim.dim_param = pattern.sub(lambda match: symbols[match[1]], dim.dim_param)
     for node in graph.node:
         scopes = [(p.key, p.value) for p in node.metadata_props if p.key == SCOPES]
         _strip(node)

@@ -153,3 +153,14 @@ def test_malformed_override(write, override):
 def test_schema_knows_the_sections_as_the_file_spells_them():
     properties = Config.model_json_schema(by_alias=True)["properties"]
     assert {"model", "build-engine", "finetune"} <= set(properties)
+
+
+def test_free_image_sizes_need_profiles(write):
+    text = GOOD + '[quantize]\n[export]\ndynamic = ["batch", "height", "width"]\n'
+    assert load_config(write(text)).export.dynamic == ("batch", "height", "width")
+    (line,) = problems(write(text + "[build-engine]\n"))
+    assert "leaves the height and width free: give the sizes in [build-engine] profiles" in line
+    profile = "{ input = { min = [1, 1, 8, 8], opt = [1, 1, 8, 8], max = [8, 1, 32, 32] } }"
+    assert load_config(write(f"{text}[build-engine]\nprofiles = [{profile}]")).build_engine.profiles
+    (line,) = problems(write(GOOD + '[quantize]\n[export]\ndynamic = ["height"]'))
+    assert "the batch always stays free" in line

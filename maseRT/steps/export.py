@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maseRT.agreement import Agreement, agreement
 from maseRT.config import CalibrateSection, ExportSection
 from maseRT.errors import CheckError, UsageError
-from maseRT.onnx_export import INPUT, OUTPUT, export_onnx
+from maseRT.onnx_export import INPUT, OUTPUT, export_onnx, other_size
 from maseRT.onnx_graph import count_qdq
 from maseRT.onnxrt.providers import Optimization
 from maseRT.plan import Plan
@@ -39,6 +39,8 @@ MIN_SQNR_DB = 30.0
 Where quantization itself costs more than that, its own SQNR is the bar: roundings that fall on the other side are worth
 a step each, as quantization is.
 """
+
+_IMAGES_OF_OTHER_SIZE = 8
 
 
 def run(context: Context) -> StepResult:
@@ -118,9 +120,14 @@ def _export(
     """Export one model; the file appears only after it passed its checks."""
     section = context.config.export or ExportSection()
     with context.reporter.spinner(f"export: {path.name}"), atomic_path(path) as temporary:
-        export_onnx(model, sample[:2], temporary, opset=section.opset)
+        export_onnx(model, sample[:2], temporary, opset=section.opset, dynamic=section.dynamic)
         found = _compare(temporary, sample, reference, task, threads=context.threads)
         _require(found, path, floor_db)
+        if {"height", "width"} & set(section.dynamic):
+            images = other_size(sample[:_IMAGES_OF_OTHER_SIZE], section.dynamic)
+            elsewhere = _compare(temporary, images, _logits(model, images), task, threads=context.threads)
+            _require(elsewhere, path, floor_db)
+            found |= {f"{level}, images of another size": agreed for level, agreed in elsewhere.items()}
         return found
 
 

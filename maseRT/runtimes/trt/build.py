@@ -130,15 +130,17 @@ def profiles_for(onnx: OnnxFile, options: BuildOptions) -> tuple[Profile, ...]:
                 raise UsageError(
                     f"a profile names {sorted(profile)}; dynamic are {sorted(dynamic)}", where=str(onnx.path)
                 )
+            for name, shapes in profile.items():
+                _check_profile(shapes, dynamic[name], name=name, onnx=onnx)
         return options.profiles
     batch = options.batch
     for spec in onnx.inputs:
         shape = spec.shape or ()
         if None in shape[1:]:
             raise UsageError(
-                f"input '{spec.name}' has other dynamic dimensions than the batch: {list(shape)}",
+                f"input '{spec.name}' has other dynamic dimensions than the batch: {_shape_text(onnx, spec.name)}",
                 where=str(onnx.path),
-                fix="give them in `BuildOptions.profiles`, or export the model with fixed sizes",
+                fix="give their sizes in [build-engine] profiles, or leave them out of [export] dynamic",
             )
         if shape and shape[0] is not None and not batch.min <= shape[0] <= batch.max:
             raise UsageError(
@@ -149,6 +151,24 @@ def profiles_for(onnx: OnnxFile, options: BuildOptions) -> tuple[Profile, ...]:
     sizes = (batch.min, batch.opt, batch.max)
     shapes = {name: [(size, *(d or 0 for d in shape[1:])) for size in sizes] for name, shape in dynamic.items()}
     return ({name: ShapeRange(*three) for name, three in shapes.items()},) if shapes else ()
+
+
+def _check_profile(shapes: ShapeRange, takes: tuple[int | None, ...], *, name: str, onnx: OnnxFile) -> None:
+    for shape in (shapes.min, shapes.opt, shapes.max):
+        fits = len(shape) == len(takes) and all(size in (None, given) for size, given in zip(takes, shape, strict=True))
+        if not fits:
+            raise UsageError(
+                f"a profile gives '{name}' {list(shape)}; the file has {_shape_text(onnx, name)}",
+                where=str(onnx.path),
+                fix="correct [build-engine] profiles: whole shapes, batch and channels included",
+            )
+
+
+def _shape_text(onnx: OnnxFile, name: str) -> str:
+    """Return an input's shape with the names of its dynamic dimensions."""
+    value = next(value for value in onnx.model.graph.input if value.name == name)
+    sizes = [dim.dim_param or str(dim.dim_value or "any") for dim in value.type.tensor_type.shape.dim]
+    return f"[{', '.join(sizes)}]"
 
 
 @cache

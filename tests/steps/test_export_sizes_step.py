@@ -1,0 +1,75 @@
+"""export and build-engine where the images' sizes stay free."""
+
+import pytest
+from projects import new_project
+
+from maseRT.errors import StepError
+from maseRT.onnx_export import export_onnx
+from maseRT.runtimes import get_compiler
+from maseRT.steps import export
+from maseRT.workspace import read_json
+
+MODEL = """
+from torch import nn
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )
+"""
+CONFIG = """
+[run]
+threads = 1
+device = "cpu"
+[model]
+name = "pooling:make"
+random_weights = true
+[data]
+name = "digits"
+batch_size = 64
+[quantize]
+[calibrate]
+batches = 1
+methods = ["max"]
+[export]
+dynamic = ["batch", "height", "width"]
+[build-engine]
+runtime = "tensorrt-rtx"
+compute_capability = "8.9"
+on_mismatch = "warn"
+profiles = [{ input = { min = [1, 1, 8, 8], opt = [16, 1, 16, 24], max = [64, 1, 32, 32] } }]
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "pooling.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return new_project(tmp_path, CONFIG)
+
+
+def test_both_sizes_are_checked_and_the_engine_takes_the_profile(project):
+    if get_compiler("tensorrt-rtx").missing():
+        pytest.skip("no tensorrt-rtx")
+    project.transform(last="build-engine")
+    checks = read_json(project.workspace.export, made_by="export")["checks"]
+    for found in checks.values():
+        elsewhere = found["disabled, images of another size"]
+        assert elsewhere["samples"] == 8
+        assert elsewhere["sqnr_db"] is None or elsewhere["sqnr_db"] > 30
+    (profile,) = read_json(project.workspace.sidecar, made_by="build-engine")["profiles"]
+    assert profile["input"]["max"] == [64, 1, 32, 32]
+
+
+def test_a_file_that_takes_one_size_after_all_is_refused(project, monkeypatch):
+    project.transform(last="calibrate")
+
+    def fixed(*args, dynamic, **options):
+        export_onnx(*args, **options)
+
+    monkeypatch.setattr(export, "export_onnx", fixed)
+    with pytest.raises(StepError, match="inference failed"):
+        project.single("export")
+    assert not project.workspace.onnx.exists()
