@@ -10,6 +10,9 @@ from maseRT.report.schema import Interval
 _Z95 = 1.959963984540054
 """Quantile of the normal distribution: two-sided 95 %."""
 
+_MOST = 700.0
+"""Logarithm of a ratio that a float can hold."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -42,9 +45,7 @@ def ratio(before: Estimate, after: Estimate) -> Estimate:
     """
     logarithm = difference(_log(before), _log(after))
     found = logarithm.interval
-    return Estimate(
-        math.exp(logarithm.value), Interval(low=math.exp(found.low), high=math.exp(found.high)) if found else None
-    )
+    return Estimate(_exp(logarithm.value), Interval(low=_exp(found.low), high=_exp(found.high)) if found else None)
 
 
 def _log(estimate: Estimate) -> Estimate:
@@ -52,6 +53,10 @@ def _log(estimate: Estimate) -> Estimate:
     if found is None or found.low <= 0:
         return Estimate(math.log(estimate.value))
     return Estimate(math.log(estimate.value), Interval(low=math.log(found.low), high=math.log(found.high)))
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, _MOST))
 
 
 def share(value: float, samples: int) -> Estimate:

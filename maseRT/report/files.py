@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,7 +73,7 @@ def _read(file: Path) -> Any:
     except OSError as error:
         raise StepError(f"cannot be read: {error.strerror or error}", where=str(file)) from error
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         if text.lstrip()[:1] not in ("{", "["):
@@ -82,7 +83,12 @@ def _read(file: Path) -> Any:
 
 def _refuse(constant: str) -> NoReturn:
     """Refuse what Python writes for numbers that JSON does not have."""
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is no number that a report holds")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(_short(text, 24))
 
 
 def _check_version(raw: dict[str, Any], file: Path) -> None:

@@ -104,7 +104,7 @@ def _drop(report: Report, row: Row, *, limit: float) -> Got:
     found = change.interval
     worst = None if found is None else (-found.low if sign < 0 else found.high)
     words = _with_interval(drop, None if found is None else _turned(found, sign), "{:.4g}")
-    return words + _reaches(drop, worst, limit), drop <= limit
+    return words + _reaches(drop, worst, limit), _within(drop, limit)
 
 
 def _change(report: Report, row: Row) -> Estimate | None:
@@ -134,9 +134,9 @@ def _speedup(report: Report, row: Row, *, over: Row, limit: float) -> Got:
     else:
         faster = ratio(_median(mine), _median(theirs))
     words = _with_interval(faster.value, faster.interval, "{:.3g}", "x") + f" at batch {batch}"
-    return words + _reaches(
-        -faster.value, -faster.interval.low if faster.interval else None, -limit
-    ), faster.value >= limit
+    return words + _reaches(-faster.value, -faster.interval.low if faster.interval else None, -limit), _within(
+        -faster.value, -limit
+    )
 
 
 def _latency(report: Report, row: Row, *, limit: float) -> Got:
@@ -145,16 +145,16 @@ def _latency(report: Report, row: Row, *, limit: float) -> Got:
         return _untimed(row, batch), False
     median = _median(timing)
     words = _with_interval(median.value, median.interval, "{:.4g}", " ms") + f" at batch {batch}"
-    return words + _reaches(
-        median.value, median.interval.high if median.interval else None, limit
-    ), median.value <= limit
+    return words + _reaches(median.value, median.interval.high if median.interval else None, limit), _within(
+        median.value, limit
+    )
 
 
 def _size(report: Report, row: Row, *, limit: float) -> Got:
     size = row.size_bytes / 1e6
     if not size:
         return "its size is not known", False
-    return f"{size:.4g} MB", size <= limit
+    return f"{size:.4g} MB", _within(size, limit)
 
 
 def _agreement(report: Report, row: Row, *, limit: float) -> Got:
@@ -165,7 +165,7 @@ def _agreement(report: Report, row: Row, *, limit: float) -> Got:
     share = row.agreement.label_agreement
     if share is None:
         return "its outputs are no classes: there are no labels to compare", False
-    return f"{share:.2%} of {row.agreement.samples} samples", share >= limit
+    return f"{share:.2%} of {row.agreement.samples} samples", _within(-share, -limit)
 
 
 def _energy(report: Report, row: Row, *, limit: float) -> Got:
@@ -175,8 +175,8 @@ def _energy(report: Report, row: Row, *, limit: float) -> Got:
     value = energy.joules_per_sample * 1e3
     words = f"{value:.4g} mJ at batch {energy.batch}"
     if energy.watts_high is None or energy.watts <= 0:
-        return words, value <= limit
-    return words + _reaches(value, value * energy.watts_high / energy.watts, limit), value <= limit
+        return words, _within(value, limit)
+    return words + _reaches(value, value * energy.watts_high / energy.watts, limit), _within(value, limit)
 
 
 def _timing(report: Report, row: Row) -> Timing | None:
@@ -204,4 +204,13 @@ def _with_interval(value: float, interval: Interval | None, form: str, unit: str
 
 def _reaches(value: float, worst: float | None, limit: float) -> str:
     """Return a warning where a figure passes and the bad end of its interval does not."""
-    return "; the interval reaches over the limit" if worst is not None and value <= limit < worst else ""
+    return (
+        "; the interval reaches over the limit"
+        if worst is not None and _within(value, limit) and not _within(worst, limit)
+        else ""
+    )
+
+
+def _within(value: float, limit: float) -> bool:
+    """Return whether a figure keeps to a limit; one that equals it may miss it by its last bits."""
+    return value <= limit + 1e-9 * max(1.0, abs(limit))

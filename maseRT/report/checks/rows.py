@@ -31,7 +31,7 @@ def _floats(value: Any, where: str) -> Iterator[tuple[str, float]]:
 
 
 def rows(report: Report) -> Iterator[Told]:
-    """Names are unique; baseline and result are rows that ran, and there is a result where anything deployed was timed."""
+    """Names are unique; baseline and result are rows that ran; where anything deployed was timed there is one."""
     for name, count in Counter(row.name for row in report.rows).items():
         if count > 1:
             yield error(f"{count} rows have this name", name)
