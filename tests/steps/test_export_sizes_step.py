@@ -1,5 +1,7 @@
 """export and build-engine where the images' sizes stay free."""
 
+import sys
+
 import pytest
 from projects import new_project
 
@@ -47,6 +49,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "pooling.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pooling", raising=False)
     return new_project(tmp_path, CONFIG)
 
 
