@@ -396,16 +396,16 @@ class _Search:
         for name in self._names:
             one_each.setdefault(self._graph.tensors[name], name)
         last = one_each[self._graph.tensors[OUTPUT]]
-        self._measured[last] = self._measured[OUTPUT]
+        self._measured[last] = self._measured.pop(OUTPUT)
         before = restricted(self._graph.before, list(one_each.values()))
-        title = "each read by rebuilding with its output marked, which can change what is fused"
+        title = "each in a build of its own with its output marked, which can change what is fused"
         try:
             found = first_bad(last, before, self._look, looks=looks)
         except _Cured as cured:
             return Divergence(
                 layer=_shown(cured.names[0]),
                 sqnr_db=_number(self._measured.get(cured.names[0], math.inf)),
-                compared=len(self._measured) - 1,
+                compared=len(self._measured),
                 note=f"with the output of {', '.join(map(_shown, cured.names))} marked, the result is right "
                 f"({cured.outputs_db:.1f} dB): the fault is in what is fused across it",
             )
@@ -413,7 +413,7 @@ class _Search:
         above = [name for name in before if name in self._measured and not self._diverges(name)]
         order = list(before)
         earlier = [name for name in above if order.index(name) < order.index(found.first)]
-        return self._found(found.first, earlier, note=f"{found.looks} layers, {title}{left}")
+        return self._found(found.first, earlier, note=f"found by reading {found.looks} layers, {title}{left}")
 
     def _look(self, names: Sequence[str]) -> dict[str, bool]:
         measured = self._compare(names)
