@@ -1,0 +1,196 @@
+"""The table of rows: which columns it has and what stands in them. Console, Markdown and HTML show the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from maseRT.report.schema import Latency, Report, Row, Timing
+from maseRT.report.wording import (
+    decibels,
+    difference,
+    megabytes,
+    metric_name,
+    metric_value,
+    percent,
+    ratio,
+    significant,
+    with_digits,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure.
+
+    Attributes:
+        text: "" where the row has none.
+        interval: the ends of its 95 % interval, "" where it has none.
+        exact: the figure in full, for those who ask; "" where `text` is all.
+    """
+
+    text: str = ""
+    interval: str = ""
+    exact: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        title: its heading, with the unit.
+        group: what it belongs to: "quality", "speed", "cost".
+        meaning: the heading in a sentence.
+        short: also on the console.
+    """
+
+    title: str
+    group: str
+    meaning: str
+    cells: tuple[Cell, ...]
+    short: bool = True
+
+
+def columns(report: Report) -> list[Column]:
+    """Return the columns in which any row has a figure, in order; cells stand in the order of `report.rows`."""
+    batch = report.batch()
+    at = f" at batch {batch}" if batch is not None else ""
+
+    def timed(show: Callable[[Timing], Cell]) -> Callable[[Row], Cell]:
+        def cell(row: Row) -> Cell:
+            timing = report.timing(row.name, batch) if batch is not None else None
+            return show(timing) if timing is not None else Cell()
+
+        return cell
+
+    found = [
+        *_metric_columns(report),
+        _column(report, "loss", "quality", "mean loss per sample", _loss),
+        _column(report, "p50 ms", "speed", f"median time of one call{at}, end to end", timed(_p50), short=True),
+        _column(report, "p99 ms", "speed", f"99 % of calls{at} are faster", timed(_p99)),
+        _column(report, "device ms", "speed", f"median{at} with the data on the device", timed(_device)),
+        _column(report, "samples/s", "speed", f"throughput{at}, end to end", timed(_throughput)),
+        _column(report, "speed-up", "speed", f"of the median{at}, over {report.baseline}", timed(_ratio), short=False),
+        _column(report, "W", "cost", "average power while it works", _watts),
+        _column(report, "mJ", "cost", "energy of one sample, all power counted", _millijoules),
+        _column(report, "memory MiB", "cost", "peak host memory of loading and inferring", _memory, short=False),
+        _column(report, "GPU MiB", "cost", "peak GPU memory", _device_memory, short=False),
+        _column(report, "MB", "cost", "on disk, 10^6 bytes", _size),
+    ]
+    return [column for column in found if any(cell.text for cell in column.cells)]
+
+
+def _metric_columns(report: Report) -> list[Column]:
+    known = dict.fromkeys(name for row in report.ran() for name in (row.metrics.values if row.metrics else ()))
+    ordered = sorted(known, key=lambda name: name != report.task.primary)
+    found = []
+    for name in ordered:
+        title = metric_name(name)
+        found.append(_column(report, title, "quality", _meaning(name), _metric(name)))
+        if name == report.task.primary:
+            meaning = f"{title} less that of {report.baseline}, same samples; the interval is paired"
+            found.append(_column(report, "change", "quality", meaning, _change, short=False))
+    baseline = report.baseline
+    return [
+        *found,
+        _column(report, "same label", "quality", f"samples with the label of {baseline}", _same_label, short=False),
+        _column(report, "SQNR", "quality", f"of the outputs, against {baseline}", _sqnr, short=False),
+    ]
+
+
+def _meaning(name: str) -> str:
+    if name in ("precision", "recall", "f1"):
+        return f"{metric_name(name)}, mean over the classes"
+    return f"{metric_name(name)}, of all samples"
+
+
+def _column(
+    report: Report, title: str, group: str, meaning: str, cell: Callable[[Row], Cell], *, short: bool = True
+) -> Column:
+    return Column(title, group, meaning, tuple(cell(row) for row in report.rows), short)
+
+
+def _metric(name: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        value = row.metrics.values.get(name) if row.metrics else None
+        if row.metrics is None or value is None:
+            return Cell()
+        return Cell(metric_value(name, value, row.metrics.samples), exact=repr(value))
+
+    return cell
+
+
+def _change(row: Row) -> Cell:
+    text, ends = difference(row)
+    return Cell(text.removesuffix(" points"), ends, repr(row.difference.value) if row.difference else "")
+
+
+def _loss(row: Row) -> Cell:
+    return Cell(significant(row.metrics.loss), exact=repr(row.metrics.loss)) if row.metrics else Cell()
+
+
+def _same_label(row: Row) -> Cell:
+    share = row.agreement.label_agreement if row.agreement else None
+    return Cell(percent(share, 2 if share > 0.995 else 1), exact=repr(share)) if share is not None else Cell()
+
+
+def _sqnr(row: Row) -> Cell:
+    return Cell(decibels(row.agreement.sqnr_db)) if row.agreement else Cell()
+
+
+def latency_cell(latency: Latency, figure: str) -> Cell:
+    """Return "mean", "p50", "p90" or "p99" of a latency."""
+    value: float = getattr(latency, f"{figure}_ms")
+    text, ends = with_digits(value, latency.intervals.get(figure))
+    return Cell(text, ends, f"{value!r} ms")
+
+
+def _p50(timing: Timing) -> Cell:
+    return latency_cell(timing.end_to_end, "p50")
+
+
+def _p99(timing: Timing) -> Cell:
+    return latency_cell(timing.end_to_end, "p99")
+
+
+def _device(timing: Timing) -> Cell:
+    return latency_cell(timing.device, "p50") if timing.device else Cell()
+
+
+def _throughput(timing: Timing) -> Cell:
+    return Cell(significant(timing.throughput), exact=repr(timing.throughput))
+
+
+def _ratio(timing: Timing) -> Cell:
+    text, ends = ratio(timing)
+    return Cell(text, ends, repr(timing.ratio) if text else "")
+
+
+def _watts(row: Row) -> Cell:
+    energy = row.energy
+    if energy is None:
+        return Cell()
+    known = energy.watts_low is not None and energy.watts_high is not None
+    ends = f"{significant(energy.watts_low or 0)}–{significant(energy.watts_high or 0)}" if known else ""
+    return Cell(significant(energy.watts), ends, repr(energy.watts))
+
+
+def _millijoules(row: Row) -> Cell:
+    if row.energy is None:
+        return Cell()
+    return Cell(significant(1e3 * row.energy.joules_per_sample), exact=f"{row.energy.joules_per_sample!r} J")
+
+
+def _memory(row: Row) -> Cell:
+    known = row.memory.host_mb if row.memory else None
+    return Cell(significant(known)) if known is not None else Cell()
+
+
+def _device_memory(row: Row) -> Cell:
+    known = row.memory.device_mb if row.memory else None
+    return Cell(significant(known)) if known is not None else Cell()
+
+
+def _size(row: Row) -> Cell:
+    return Cell(megabytes(row.size_bytes), exact=f"{row.size_bytes} bytes") if row.size_bytes else Cell()

@@ -1,0 +1,106 @@
+"""Where and how a report was measured, and its config, as names and values to show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maseRT.report.schema import Method, Report
+from maseRT.report.wording import count, duration
+
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Values:
+    """One section of the config."""
+
+    name: str
+    values: Facts
+
+    def flat(self) -> Facts:
+        """Return the values under their whole names."""
+        return [(f"{self.name}.{key}" if self.name else key, value) for key, value in self.values]
+
+
+def samples_sentence(report: Report) -> str:
+    """Return what every row was shown."""
+    seen = report.samples
+    share = "all" if seen.evaluated == seen.available else f"{seen.evaluated:,} of"
+    return f"every row saw {share} {seen.available:,} samples of the {seen.split} split of {seen.data}"
+
+
+def machine_facts(report: Report) -> Facts:
+    """Return the machine, the software and the samples."""
+    machine, samples = report.machine, report.samples
+    facts = [
+        ("CPU", f"{machine.cpu}, {count(machine.cores, 'core')}"),
+        ("GPU", ", ".join(machine.gpus) or "none"),
+        ("driver", machine.driver),
+        ("system", machine.system),
+        ("Python", machine.python),
+        ("maseRT", report.masert),
+        *machine.versions.items(),
+        ("samples", f"{samples_sentence(report)}, in batches of {samples.batch_size}"),
+        ("samples' SHA-256", samples.sha256),
+        ("the whole analysis took", duration(report.wall_seconds)),
+    ]
+    return [(key, value) for key, value in facts if value]
+
+
+def common_method(report: Report) -> Facts:
+    """Return what all rows have in common in how they were measured."""
+    every = list(_methods(report).values())
+    if not every:
+        return []
+    return [(key, value) for key, value in every[0].items() if all(other.get(key) == value for other in every)]
+
+
+def differing_method(report: Report) -> list[tuple[str, Facts]]:
+    """Return per row what not all rows have in common; empty where all were measured alike."""
+    common = dict(common_method(report))
+    rows = [
+        (name, [(key, value) for key, value in method.items() if key not in common])
+        for name, method in _methods(report).items()
+    ]
+    return [(name, values) for name, values in rows if values]
+
+
+def _methods(report: Report) -> dict[str, dict[str, str]]:
+    return {row.name: _facts(row.method) for row in report.rows if row.method is not None}
+
+
+def _facts(method: Method) -> dict[str, str]:
+    graph = {None: "", True: "replayed", False: "not used"}[method.cuda_graph]
+    facts = {
+        "device": method.device,
+        "hardware": method.hardware,
+        "threads": str(method.threads),
+        "batch sizes": ", ".join(map(str, method.batch_sizes)),
+        "warm-up": count(method.warmup, "call"),
+        "timed": f"{count(method.iterations, 'call')} in {count(method.rounds, 'round')}" if method.iterations else "",
+        "transfers": method.transfers,
+        "CUDA graph": graph,
+        "process": "of its own, rows in turns" if method.isolated else "shared by all rows",
+        "versions": ", ".join(f"{name} {version}" for name, version in method.versions.items()),
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def config_values(config: Mapping[str, Any]) -> list[Values]:
+    """Return every value of a config by section, tables within sections under dotted names."""
+    loose = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    sections = [(key, value) for key, value in config.items() if isinstance(value, Mapping)]
+    return [Values(name, _flat(values)) for name, values in (("", loose), *sections) if values]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Facts:
+    flat: Facts = []
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            flat += _flat(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return flat

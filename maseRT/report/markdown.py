@@ -1,0 +1,160 @@
+"""The report as Markdown, short enough for a pull request; and its table for the console."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from maseRT.report.columns import Cell, columns
+from maseRT.report.environment import common_method, config_values, differing_method, machine_facts, samples_sentence
+from maseRT.report.schema import Report, Rung
+from maseRT.report.verdict import verdict
+from maseRT.report.wording import count, decibels, metric_name, metric_value, percent
+
+
+def console_table(report: Report) -> list[tuple[str, ...]]:
+    """Return the rows as text, first the header; columns in which no row has a figure are left out."""
+    shown = [column for column in columns(report) if column.short]
+    header = ("what", *(column.title for column in shown))
+    rows = [(row.name, *(column.cells[index].text for column in shown)) for index, row in enumerate(report.rows)]
+    return [header, *rows]
+
+
+def markdown(report: Report) -> str:
+    """Return the report for a pull request: verdict, gates, findings, table, drift, not run; the rest folded."""
+    parts = [
+        [f"# {plain(report.run)}", "", f"**{plain(report.verdict or verdict(report))}**"],
+        _gates(report),
+        _findings(report),
+        _rows(report),
+        _drift(report),
+        _not_run(report),
+        *(["", f"## {plain(section.title)}", "", *section.lines] for section in report.sections),
+        _folded("Method and machine", _method(report)),
+        _folded("Config", _config(report.config)),
+    ]
+    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, of which the first row is the header; all columns but the first stand right.
+
+    Cells are plain text: whatever Markdown would read in them is escaped.
+    """
+    header, *cells = ([plain(cell) for cell in row] for row in rows)
+    return [f"| {' | '.join(row)} |" for row in (header, ["---", *("---:" for _ in header[1:])], *cells)]
+
+
+def plain(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line: names come from models, whoever wrote them."""
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "|`*[]":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def _rows(report: Report) -> list[str]:
+    shown = columns(report)
+    ran = [index for index, row in enumerate(report.rows) if row.metrics is not None]
+    if not ran:
+        return []
+    header = ("what", *(column.title for column in shown))
+    cells = [(report.rows[index].name, *(_text(column.cells[index]) for column in shown)) for index in ran]
+    batch = report.batch()
+    told = f"{samples_sentence(report)}{f'; times at batch {batch}' if batch is not None else ''}"
+    return ["", *markdown_table([header, *cells]), "", f"{told}; in brackets 95 % intervals."]
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
+
+
+def _gates(report: Report) -> list[str]:
+    if not report.gates:
+        return []
+    lines = [
+        f"- {'passed' if gate.passed else '**failed**'}: {plain(gate.name)}"
+        f"{f' of {plain(gate.row)}' if gate.row else ''}, asked {plain(gate.asked)}, got {plain(gate.got)}"
+        for gate in sorted(report.gates, key=lambda gate: gate.passed)
+    ]
+    return ["", "## Gates", "", *lines]
+
+
+def _findings(report: Report) -> list[str]:
+    if not report.findings:
+        return []
+    lines = [
+        f"- **{finding.severity}**{f' in {plain(finding.row)}' if finding.row else ''}: {plain(finding.message)} "
+        f"({plain(finding.check)})"
+        for finding in sorted(report.findings, key=lambda finding: finding.severity)
+    ]
+    return ["", "## What the self-audit found", "", *lines]
+
+
+def _drift(report: Report) -> list[str]:
+    if not report.drift:
+        return []
+    header = ("from", "to", metric_name(report.task.primary), "same label", "SQNR", "")
+    cells = [
+        (
+            rung.source,
+            rung.target,
+            metric_change_text(rung, report.task.primary),
+            same_label(rung),
+            decibels(rung.agreement.sqnr_db),
+            "holds" if rung.holds else "falls",
+        )
+        for rung in report.drift
+    ]
+    told = [f"- {plain(sentence)}" for rung in report.drift if (sentence := divergence_sentence(rung))]
+    return ["", "## Drift", "", *markdown_table([header, *cells]), *(["", *told] if told else [])]
+
+
+def metric_change_text(rung: Rung, metric: str) -> str:
+    """Return the primary metric before and after a rung."""
+    before, after = (
+        metric_value(metric, value, rung.agreement.samples) for value in (rung.metric_before, rung.metric_after)
+    )
+    return f"{before} → {after}"
+
+
+def same_label(rung: Rung) -> str:
+    """Return the share of samples that keep their label; "" where outputs are no classes."""
+    share = rung.agreement.label_agreement
+    return "" if share is None else percent(share, 2)
+
+
+def divergence_sentence(rung: Rung) -> str:
+    """Return where two neighbours part, in one sentence; "" where nobody looked."""
+    found = rung.divergence
+    if found is None:
+        return ""
+    where = f"{rung.source} and {rung.target} part"
+    after = f", the first after {found.before}" if found.before else ""
+    place = f" at {found.layer} (SQNR {decibels(found.sqnr_db)}{after})" if found.layer else " at no tensor looked at"
+    looked = f"; {count(found.compared, 'tensor')} compared" if found.compared else ""
+    return f"{where}{place}{looked}{f'; {found.note}' if found.note else ''}"
+
+
+def _not_run(report: Report) -> list[str]:
+    missing = [f"- {plain(row.name)}: {plain(row.not_run)}" for row in report.rows if row.metrics is None]
+    return ["", "## Not run", "", *missing] if missing else []
+
+
+def _method(report: Report) -> list[str]:
+    facts = [*machine_facts(report), *common_method(report)]
+    lines = [f"- {plain(key)}: {plain(value)}" for key, value in facts]
+    lines += [
+        f"- {plain(row)}: {plain(', '.join(f'{key} {value}' for key, value in values))}"
+        for row, values in differing_method(report)
+    ]
+    notes = [f"- {plain(note)}" for note in report.notes]
+    return [*lines, *(["", "Notes of the plan:", "", *notes] if notes else [])]
+
+
+def _config(config: Mapping[str, Any]) -> list[str]:
+    return [f"- {plain(key)} = {plain(value)}" for section in config_values(config) for key, value in section.flat()]
+
+
+def _folded(summary: str, lines: Iterable[str]) -> list[str]:
+    return ["", "<details>", f"<summary>{summary}</summary>", "", *lines, "", "</details>"]
