@@ -182,7 +182,9 @@ def compare(reports: Mapping[str, Report], *, allow_different_methods: bool) -> 
     if len(reports) < 2:
         raise UsageError("there is nothing to compare one run with", where="compare", fix="give two runs or more")
     (base_name, base), *others = reports.items()
-    differences, changes, notes = [], [], []
+    differences: list[str] = []
+    changes: list[Change] = []
+    notes: list[str] = []
     for name, other in others:
         if not any(_both(base, other)):
             rows = [", ".join(row.name for row in report.ran()) or "none" for report in (base, other)]
@@ -425,21 +427,22 @@ def _change(
         verdict = "noise" if found.low <= no_change <= found.high else "significant"
     else:
         verdict = "exact" if exact else "not judged"
-    ends = (found.low, found.high) if found else (None, None)
     return Change(
-        row,
-        run,
-        figure,
-        unit,
-        *values,
-        kind,
-        change.value,
-        *ends,
-        verdict,
-        better,
-        by if found else "",
-        samples,
-        headline,
+        row=row,
+        run=run,
+        figure=figure,
+        unit=unit,
+        before=values[0],
+        after=values[1],
+        kind=kind,
+        change=change.value,
+        low=found.low if found else None,
+        high=found.high if found else None,
+        verdict=verdict,
+        better=better,
+        by=by if found else "",
+        samples=samples,
+        headline=headline,
     )
 
 

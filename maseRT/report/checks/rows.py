@@ -86,12 +86,12 @@ def whole_split(report: Report) -> Iterator[Told]:
     shown = report.samples
     analyze = report.config.get("analyze")
     batches = analyze.get("batches") if isinstance(analyze, dict) else None
-    limited = isinstance(batches, int) and not isinstance(batches, bool)
-    expected = min(shown.available, batches * shown.batch_size) if limited else shown.available
+    limit = batches * shown.batch_size if isinstance(batches, int) and not isinstance(batches, bool) else None
+    expected = shown.available if limit is None else min(shown.available, limit)
     if shown.evaluated == expected:
         return
     told = f"{shown.evaluated} samples of the {shown.split} split were evaluated, of {shown.available}"
-    if limited:
+    if limit is not None:
         yield error(f"{told}; [analyze] batches = {batches} of {shown.batch_size} makes {expected}")
     else:
         yield error(f"{told}, and no [analyze] batches limits them")
