@@ -275,9 +275,14 @@ add_report_commands(app)
 
 
 def main() -> NoReturn:
-    """Run the command line; the process then ends, and another Ctrl-C cannot change how."""
+    """Run the command line, and end the process."""
     interrupts.listen(note)
-    app()
+    try:
+        app()
+    except SystemExit as ending:
+        if ending.code == ExitCode.INTERRUPTED:
+            interrupts.end_process()
+        raise
     sys.exit(ExitCode.DONE)
 
 

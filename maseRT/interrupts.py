@@ -6,6 +6,7 @@ Where nobody listens (a library, a worker) Ctrl-C does what it always does in Py
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from maseRT.errors import ExitCode
 
@@ -162,6 +164,20 @@ def stop_listening() -> None:
     os.close(signal.set_wakeup_fd(-1))
     sys.unraisablehook = listener.previous_hook
     listener.end()
+
+
+def end_process() -> NoReturn:
+    """End an interrupted process with its code.
+
+    Left to itself, Python ends by the signal in place of the code once a KeyboardInterrupt has passed through `exec`
+    or `eval` of a text, as dataclasses and named tuples use them (`_Py_UnhandledKeyboardInterrupt`).
+    """
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(ExitCode.INTERRUPTED)
 
 
 @contextmanager
