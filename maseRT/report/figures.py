@@ -1,7 +1,7 @@
 """The report's figures as Plotly JSON: plain dictionaries, drawn in the browser.
 
-Colours stand as "var(--name)", the page's own; its script puts in the colours of the light or the dark page. Names are escaped, as Plotly reads a little
-HTML in texts.
+Colours stand as "var(--name)", the page's own; its script puts in the colours of the light or the dark page.
+Names are escaped, as Plotly reads a little HTML in texts.
 """
 
 from __future__ import annotations
