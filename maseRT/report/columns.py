@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from maseRT.report.schema import Latency, Report, Row, Timing
 from maseRT.report.wording import (
     decibels,
     difference,
+    is_share,
     megabytes,
     metric_name,
     metric_value,
@@ -40,16 +42,14 @@ class Column:
 
     Attributes:
         title: its heading, with the unit.
-        group: what it belongs to: "quality", "speed", "cost".
         meaning: the heading in a sentence.
-        short: also on the console.
+        shown: "everywhere"; "pages": not on the console; "aside": in a table of its own where there is room for one.
     """
 
     title: str
-    group: str
     meaning: str
     cells: tuple[Cell, ...]
-    short: bool = True
+    shown: Literal["everywhere", "pages", "aside"] = "everywhere"
 
 
 def columns(report: Report) -> list[Column]:
@@ -66,17 +66,17 @@ def columns(report: Report) -> list[Column]:
 
     found = [
         *_metric_columns(report),
-        _column(report, "loss", "quality", "mean loss per sample", _loss),
-        _column(report, "p50 ms", "speed", f"median time of one call{at}, end to end", timed(_p50), short=True),
-        _column(report, "p99 ms", "speed", f"99 % of calls{at} are faster", timed(_p99)),
-        _column(report, "device ms", "speed", f"median{at} with the data on the device", timed(_device)),
-        _column(report, "samples/s", "speed", f"throughput{at}, end to end", timed(_throughput)),
-        _column(report, "speed-up", "speed", f"of the median{at}, over {report.baseline}", timed(_ratio), short=False),
-        _column(report, "W", "cost", "average power while it works", _watts),
-        _column(report, "mJ", "cost", "energy of one sample, all power counted", _millijoules),
-        _column(report, "memory MiB", "cost", "peak host memory of loading and inferring", _memory, short=False),
-        _column(report, "GPU MiB", "cost", "peak GPU memory", _device_memory, short=False),
-        _column(report, "MB", "cost", "on disk, 10^6 bytes", _size),
+        _column(report, "loss", "mean loss per sample", _loss),
+        _column(report, "p50 ms", f"median time of one call{at}, end to end", timed(_p50)),
+        _column(report, "p99 ms", f"99 % of calls{at} are faster", timed(_p99)),
+        _column(report, "device ms", f"median{at} with the data on the device", timed(_device)),
+        _column(report, "samples/s", f"throughput{at}, end to end", timed(_throughput)),
+        _column(report, "speed-up", f"of the median{at}, over {report.baseline}", timed(_ratio), shown="pages"),
+        _column(report, "W", "average power while it works", _watts),
+        _column(report, "mJ", "energy of one sample, all power counted", _millijoules),
+        _column(report, "memory MiB", "peak host memory of loading and inferring", _memory, shown="aside"),
+        _column(report, "GPU MiB", "peak GPU memory", _device_memory, shown="aside"),
+        _column(report, "MB", "on disk, 10^6 bytes", _size),
     ]
     return [column for column in found if any(cell.text for cell in column.cells)]
 
@@ -86,16 +86,16 @@ def _metric_columns(report: Report) -> list[Column]:
     ordered = sorted(known, key=lambda name: name != report.task.primary)
     found = []
     for name in ordered:
-        title = metric_name(name)
-        found.append(_column(report, title, "quality", _meaning(name), _metric(name)))
+        title = f"{metric_name(name)} %" if is_share(name) else metric_name(name)
+        found.append(_column(report, title, _meaning(name), _metric(name)))
         if name == report.task.primary:
-            meaning = f"{title} less that of {report.baseline}, same samples; the interval is paired"
-            found.append(_column(report, "change", "quality", meaning, _change, short=False))
+            meaning = f"{metric_name(name)} less that of {report.baseline}, same samples; the interval is paired"
+            found.append(_column(report, "change", meaning, _change, shown="pages"))
     baseline = report.baseline
     return [
         *found,
-        _column(report, "same label", "quality", f"samples with the label of {baseline}", _same_label, short=False),
-        _column(report, "SQNR", "quality", f"of the outputs, against {baseline}", _sqnr, short=False),
+        _column(report, "same label %", f"samples with the label of {baseline}", _same_label, shown="aside"),
+        _column(report, "SQNR dB", f"of the outputs, against {baseline}", _sqnr, shown="aside"),
     ]
 
 
@@ -106,9 +106,14 @@ def _meaning(name: str) -> str:
 
 
 def _column(
-    report: Report, title: str, group: str, meaning: str, cell: Callable[[Row], Cell], *, short: bool = True
+    report: Report,
+    title: str,
+    meaning: str,
+    cell: Callable[[Row], Cell],
+    *,
+    shown: Literal["everywhere", "pages", "aside"] = "everywhere",
 ) -> Column:
-    return Column(title, group, meaning, tuple(cell(row) for row in report.rows), short)
+    return Column(title, meaning, tuple(cell(row) for row in report.rows), shown)
 
 
 def _metric(name: str) -> Callable[[Row], Cell]:
@@ -116,7 +121,7 @@ def _metric(name: str) -> Callable[[Row], Cell]:
         value = row.metrics.values.get(name) if row.metrics else None
         if row.metrics is None or value is None:
             return Cell()
-        return Cell(metric_value(name, value, row.metrics.samples), exact=repr(value))
+        return Cell(metric_value(name, value, row.metrics.samples).removesuffix(" %"), exact=repr(value))
 
     return cell
 
@@ -132,11 +137,11 @@ def _loss(row: Row) -> Cell:
 
 def _same_label(row: Row) -> Cell:
     share = row.agreement.label_agreement if row.agreement else None
-    return Cell(percent(share, 2 if share > 0.995 else 1), exact=repr(share)) if share is not None else Cell()
+    return Cell(percent(share, 2).removesuffix(" %"), exact=repr(share)) if share is not None else Cell()
 
 
 def _sqnr(row: Row) -> Cell:
-    return Cell(decibels(row.agreement.sqnr_db)) if row.agreement else Cell()
+    return Cell(decibels(row.agreement.sqnr_db).removesuffix(" dB")) if row.agreement else Cell()
 
 
 def latency_cell(latency: Latency, figure: str) -> Cell:

@@ -234,7 +234,7 @@ def _shown(row: Row, task: Task) -> str:
 def _range(values: Sequence[float], percentage: bool) -> list[float]:
     """Return ends that leave room around the values: small differences stay small to the eye."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    room = max(0.35 * (high - low), 1.0 if percentage else 0.02 * max(abs(low), abs(high)), 1e-9)
+    room = max(0.35 * (high - low), 0.5 if percentage else 0.02 * max(abs(low), abs(high)), 1e-9)
     return [low - room, min(high + room, 100.4) if percentage else high + room]
 
 
@@ -243,14 +243,15 @@ def throughput(report: Report) -> Figure | None:
     rows = [row for row in report.ran() if len(row.timings) > 1]
     if not rows:
         return None
+    by_batch = {row.name: sorted(row.timings, key=lambda timing: timing.batch) for row in rows}
     traces = [
         {
             "type": "scatter",
             "mode": "lines+markers",
             "name": escape(row.name, quote=False),
-            "x": [timing.batch for timing in row.timings],
-            "y": [timing.throughput for timing in row.timings],
-            "line": {"dash": _DASHES[index % len(_DASHES)], "width": 2, "color": f"var(--{_level(row.precision)})"},
+            "x": [timing.batch for timing in by_batch[row.name]],
+            "y": [timing.throughput for timing in by_batch[row.name]],
+            "line": {"dash": _DASHES[index % len(_DASHES)], "width": 2, "color": _line_colour(row.precision)},
             "marker": {"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 9},
             "hovertemplate": "batch %{x}: %{y:,.0f} samples/s",
         }
@@ -262,7 +263,7 @@ def throughput(report: Report) -> Figure | None:
         yaxis=_axis("samples per second", type="log"),
     )
     facts = "; ".join(
-        f"{row.name} " + ", ".join(f"{significant(each.throughput)} at {each.batch}" for each in row.timings)
+        f"{row.name} " + ", ".join(f"{significant(each.throughput)} at {each.batch}" for each in by_batch[row.name])
         for row in rows
     )
     return Figure("figure-throughput", "Throughput by batch size", f"Samples per second: {facts}.", traces, layout, 340)
@@ -292,7 +293,7 @@ def precision_strip(precision: Precision) -> Figure | None:
     heat = {
         "type": "heatmap",
         "x": index,
-        "y": list(stages),
+        "y": [0, 1, 2],
         "z": [[_LEVELS.index(level) for level in row] for row in levels],
         "zmin": -0.5,
         "zmax": last + 0.5,
@@ -331,8 +332,16 @@ def precision_strip(precision: Precision) -> Figure | None:
     )
     layout = _layout(
         xaxis=_axis("" if few else "layers in order", showgrid=False, zeroline=False, anchor="y", **ticks),
-        yaxis=_axis("", domain=[0, 0.52 if timed else 0.9], showgrid=False, range=[-0.5, 2.9 if differ else 2.5]),
-        **({"yaxis2": _axis("ms", domain=[0.62, 1], rangemode="tozero", nticks=4)} if timed else {}),
+        yaxis=_axis(
+            "",
+            domain=[0, 0.54 if timed else 1],
+            showgrid=False,
+            zeroline=False,
+            range=[-0.5, 3.1 if differ else 2.5],
+            tickvals=[0, 1, 2],
+            ticktext=list(stages),
+        ),
+        **({"yaxis2": _axis("ms", domain=[0.64, 1], rangemode="tozero", nticks=4)} if timed else {}),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         bargap=0.15,
     )
@@ -372,10 +381,16 @@ def _differs(positions: Sequence[int]) -> Trace:
         "mode": "markers",
         "name": "does not run as asked",
         "x": list(positions),
-        "y": [2.7] * len(positions),
+        "y": [2.8] * len(positions),
         "marker": {"symbol": "triangle-down", "size": 11, "color": "var(--bad)"},
         "hoverinfo": "skip",
     }
+
+
+def _line_colour(precision: str) -> str:
+    """Return a colour that a thin line can have: FP32's areas are too pale for one."""
+    level = _level(precision)
+    return "var(--muted)" if level in ("fp32", "unknown") else f"var(--{level})"
 
 
 def _level(text: str) -> str:
@@ -418,7 +433,8 @@ def drift_ladder(rungs: Sequence[Rung], task: Task) -> list[Figure]:
         "x": [f"to {escape(rung.target, quote=False)}" for rung in noise],
         "y": [rung.agreement.sqnr_db for rung in noise],
         "text": [decibels(rung.agreement.sqnr_db) for rung in noise],
-        "textposition": "auto",
+        "textposition": "outside",
+        "cliponaxis": False,
         "marker": {
             "color": ["var(--accent)" if rung.holds else "var(--bad)" for rung in noise],
             "pattern": {"shape": ["" if rung.holds else "/" for rung in noise]},
@@ -506,7 +522,7 @@ def histograms(strips: Sequence[HistogramStrip]) -> Figure | None:
         return None
     layout = _layout(
         xaxis=_axis("magnitude |x|"),
-        yaxis=_axis("values", type="log", exponentformat="power"),
+        yaxis=_axis("values", type="log", dtick=1, exponentformat="SI"),
         showlegend=False,
         bargap=0,
     )
@@ -588,7 +604,7 @@ def learning(curve: Learning, task: Task, *, key: str, title: str) -> list[Figur
     ]
     values = [metric_of(each.validation, task.primary) for each in epochs]
     scaled = [None if value is None else factor * value for value in values]
-    best = [_best(curve.best_epoch)] if curve.best_epoch is not None else []
+    best = _best(curve.best_epoch) if curve.best_epoch is not None else {}
     epoch_axis = _axis("epoch", **({"dtick": 1} if len(epochs) <= _COUNTED else {}))
     facts = ", ".join(
         f"epoch {each.epoch} {metric_value(task.primary, value, each.validation.samples)}"
@@ -602,27 +618,24 @@ def learning(curve: Learning, task: Task, *, key: str, title: str) -> list[Figur
             f"{title}: loss",
             f"Validation loss: {loss_alt}.",
             losses,
-            _layout(xaxis=epoch_axis, yaxis=_axis("loss", rangemode="tozero"), shapes=best),
+            _layout(xaxis=epoch_axis, yaxis=_axis("loss", rangemode="tozero"), **best),
             320,
         )
     ]
     if any(value is not None for value in values):
         trace = _curve("validation", numbers, scaled, "var(--accent)", "solid", "circle")
-        layout = _layout(xaxis=epoch_axis, yaxis=_axis(_metric_title(task)), shapes=best)
+        layout = _layout(xaxis=epoch_axis, yaxis=_axis(_metric_title(task)), **best)
         figures.append(Figure(f"figure-{key}-metric", f"{title}: {name}", f"{facts}.", [trace], layout, 320))
     return figures
 
 
 def _best(epoch: int) -> dict[str, Any]:
+    """Return what marks an epoch in a layout."""
+    line = {"color": "var(--muted)", "width": 1.5, "dash": "dot"}
+    mark = {"x": epoch, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "text": "best"}
     return {
-        "type": "line",
-        "x0": epoch,
-        "x1": epoch,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-        "line": {"color": "var(--muted)", "width": 1.5, "dash": "dot"},
-        "label": {"text": "best", "textposition": "end", "textangle": 0, "yanchor": "top"},
+        "shapes": [{"type": "line", "x0": epoch, "x1": epoch, "yref": "paper", "y0": 0, "y1": 1, "line": line}],
+        "annotations": [{**mark, "font": {"color": "var(--muted)"}}],
     }
 
 

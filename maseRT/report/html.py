@@ -10,9 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markupsafe import Markup
 
-from maseRT.report.columns import Cell, columns, latency_cell
+from maseRT.report.columns import Cell, Column, columns, latency_cell
 from maseRT.report.environment import (
     common_method,
     config_values,
@@ -82,14 +83,15 @@ class Table:
 
 def html(report: Report) -> str:
     """Return the report as one HTML file: no link, font, image or script in it is loaded from elsewhere."""
-    figures = _Figures()
+    figures, shown = _Figures(), columns(report)
     context = {
         "report": report,
         "verdict": report.verdict or verdict(report),
         "cards": _cards(report),
         "findings": sorted(report.findings, key=lambda finding: _ORDER[finding.severity]),
         "gates": sorted(report.gates, key=lambda gate: gate.passed),
-        "columns": columns(report),
+        "columns": [column for column in shown if column.shown != "aside"],
+        "aside": _aside(report, shown),
         "samples": samples_sentence(report),
         "trade_offs": figures.add(trade_offs(report)),
         "throughput": figures.add([throughput(report)]),
@@ -220,6 +222,17 @@ def _cost_cards(report: Report, result: Row) -> list[Card]:
         note = f"{significant(share)}x {report.baseline}" if share is not None else "on disk"
         cards.append(Card("Size on disk", size(result.size_bytes), note))
     return cards
+
+
+def _aside(report: Report, shown: Sequence[Column]) -> Table | None:
+    aside = [column for column in shown if column.shown == "aside"]
+    header = ("row", *(column.title for column in aside))
+    rows = [
+        (row.name, *(column.cells[index] for column in aside))
+        for index, row in enumerate(report.rows)
+        if any(column.cells[index].text for column in aside)
+    ]
+    return Table(f"Outputs against those of {report.baseline}, and memory", header, rows) if aside else None
 
 
 def _latencies(report: Report) -> Table | None:
@@ -367,7 +380,7 @@ def _gpu_states(report: Report) -> Table | None:
         (
             row.name,
             *(
-                "" if value is None else significant(value)
+                "" if value is None else f"{value:,.0f}"
                 for value in (
                     row.gpu.sm_clock_mhz,
                     row.gpu.memory_clock_mhz,
@@ -401,5 +414,6 @@ def _table_close(*_: Any) -> str:
     return "</table></div>\n"
 
 
-def _heading_open(*_: Any) -> str:
-    return '<th scope="col">'
+def _heading_open(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    style = tokens[index].attrGet("style")
+    return f'<th scope="col"{f" style={style!r}" if style else ""}>'

@@ -14,7 +14,7 @@ from maseRT.report.wording import count, decibels, metric_name, metric_value, pe
 
 def console_table(report: Report) -> list[tuple[str, ...]]:
     """Return the rows as text, first the header; columns in which no row has a figure are left out."""
-    shown = [column for column in columns(report) if column.short]
+    shown = [column for column in columns(report) if column.shown == "everywhere"]
     header = ("what", *(column.title for column in shown))
     rows = [(row.name, *(column.cells[index].text for column in shown)) for index, row in enumerate(report.rows)]
     return [header, *rows]
@@ -54,7 +54,7 @@ def plain(text: str) -> str:
 
 
 def _rows(report: Report) -> list[str]:
-    shown = columns(report)
+    shown = [column for column in columns(report) if column.shown != "aside"]
     ran = [index for index, row in enumerate(report.rows) if row.metrics is not None]
     if not ran:
         return []

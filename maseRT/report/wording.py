@@ -110,8 +110,9 @@ def difference(row: Row) -> tuple[str, str]:
 
 def percent(share: float, decimals: int = 1) -> str:
     """Return a share of 0 to 1 in percent; only the whole is 100 %."""
-    text = f"{100 * share:.{decimals}f}"
-    return f"{'99.9' if share < 1 and float(text) == 100 else text} %"
+    rounded = round(100 * share, decimals)
+    shown = 100 - 10**-decimals if rounded == 100 and share < 1 else rounded
+    return f"{shown:.{decimals}f} %"
 
 
 def decibels(sqnr_db: float | None) -> str:
