@@ -126,8 +126,8 @@ def _ends(found: Array, units: int) -> tuple[Any, Any]:
     """Return the ends of the percentile interval over the first axis.
 
     With few units it would be too short by sqrt((n - 1) / n) and by the ratio of the normal quantile to Student's t;
-    its percentiles are moved outwards accordingly (Hesterberg, What Teachers Should Know About the Bootstrap, The American
-    Statistician 69, 2015, "expanded percentile interval").
+    its percentiles are moved outwards accordingly: the "expanded percentile interval" of Hesterberg, What Teachers
+    Should Know About the Bootstrap, The American Statistician 69, 2015.
     """
     wide = math.sqrt(units / (units - 1)) * t_quantile((1 + _LEVEL) / 2, units - 1) if units > 1 else 1.96
     tail = 1 - NormalDist().cdf(wide)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,30 @@ def dtype_name(value: Any) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
+def arrays_fit(feed: Mapping[str, Any], specs: Sequence[TensorSpec]) -> bool:
+    """Tell whether a feed is of numpy arrays and fits; where not, `check_feed` says why, or lets it pass.
+
+    It takes a microsecond: some models take ten.
+    """
+    if len(feed) != len(specs):
+        return False
+    for spec in specs:
+        value, dtype = feed.get(spec.name), _numpy_dtype(spec.dtype)
+        if type(value) is not np.ndarray or dtype is None or value.dtype != dtype:
+            return False
+        if spec.shape is not None and not _fits(value.shape, spec.shape):
+            return False
+    return True
+
+
 def check_feed(feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, where: str) -> None:
     """Check names, kinds, dtypes and shapes.
 
     Raises:
         UsageError: the feed is not what the session takes; says what it takes.
     """
+    if arrays_fit(feed, specs):
+        return
     names = [spec.name for spec in specs]
     if set(feed) != set(names):
         raise UsageError(f"got inputs {sorted(feed)}, takes {names}", where=where)
@@ -62,7 +81,18 @@ def like_feed(outputs: Mapping[str, Array], feed: Mapping[str, Any]) -> dict[str
     return {name: torch.from_numpy(array).to(fed.device) for name, array in outputs.items()}
 
 
+@cache
+def _numpy_dtype(name: str) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(name)
+    except TypeError:  # such as bfloat16
+        return None
+
+
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        want is None or size == want for size, want in zip(shape, wanted, strict=True)
-    )
+    if len(shape) != len(wanted):
+        return False
+    for size, want in zip(shape, wanted, strict=True):  # noqa: SIM110  (a generator takes three times as long)
+        if want is not None and size != want:
+            return False
+    return True

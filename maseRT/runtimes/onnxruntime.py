@@ -23,7 +23,7 @@ from maseRT.onnxrt.providers import (
     why_unavailable,
 )
 from maseRT.runtimes.base import TensorSpec
-from maseRT.runtimes.feeds import check_feed, like_feed, to_numpy
+from maseRT.runtimes.feeds import arrays_fit, check_feed, like_feed, to_numpy
 
 if TYPE_CHECKING:
     from maseRT.runtimes.trt.cuda import Resources
@@ -233,6 +233,7 @@ class OnnxSession:
     def __init__(self, session: Any, *, device: str, memory: Resources | None = None) -> None:
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
         self._session = session
         self._device = device
         self._memory = memory
@@ -254,14 +255,17 @@ class OnnxSession:
             UsageError: the feed does not fit.
             StepError: onnxruntime failed.
         """
+        if arrays_fit(feed, self.inputs):
+            return self._run(feed)
         check_feed(feed, self.inputs, where=OnnxRuntime.name)
-        arrays = {name: to_numpy(value) for name, value in feed.items()}
-        names = [spec.name for spec in self.outputs]
+        return like_feed(self._run({name: to_numpy(value) for name, value in feed.items()}), feed)
+
+    def _run(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            values = self._live().run(names, arrays)
+            values = self._live().run(self._names, arrays)
         except Exception as error:
             raise StepError(f"inference failed: {error}", where=OnnxRuntime.name) from error
-        return like_feed(dict(zip(names, values, strict=True)), feed)
+        return dict(zip(self._names, values, strict=True))
 
     def bind(self, feed: Mapping[str, Any]) -> OnnxBound | CudaBound:
         """Place one batch, and room for the outputs, on the device."""

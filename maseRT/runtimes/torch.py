@@ -73,7 +73,9 @@ class TorchSession:
         check_feed(feed, self.inputs, where="torch")
         fed = feed[INPUT]
         output = self._run(self._on_device(fed))
-        return {OUTPUT: output.to(fed.device) if is_torch(fed) else output.cpu().numpy()}
+        if is_torch(fed):
+            return {OUTPUT: output.to(fed.device)}
+        return {OUTPUT: (output if self._device == "cpu" else output.cpu()).numpy()}
 
     def bind(self, feed: Mapping[str, Any]) -> TorchBound:
         """Place one batch on the device."""
@@ -88,7 +90,7 @@ class TorchSession:
         import torch
 
         tensor: Tensor = value if is_torch(value) else torch.from_numpy(value)
-        return tensor.to(self._device)
+        return tensor if tensor is not value and self._device == "cpu" else tensor.to(self._device)
 
     def _run(self, tensor: Tensor) -> Tensor:
         import torch
