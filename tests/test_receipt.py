@@ -39,7 +39,11 @@ class Net(nn.Module):
         return self.head(self.pool(x).flatten(1))
 
 
-RULES = [{"name": "island", "precision": "fp32"}, {"name": "down", "precision": "fp16"}]
+RULES = [
+    {"name": "island", "precision": "fp32"},
+    {"name": "behind", "precision": "fp16"},  # else it would be FP32 along with the island
+    {"name": "down", "precision": "fp16"},
+]
 
 
 def build(net, folder, **settings):

@@ -15,6 +15,7 @@ from maseRT.errors import UsageError
 from maseRT.plan import Plan
 from maseRT.precision import Precision
 from maseRT.quant.fold import folded
+from maseRT.quant.islands import keep_islands_whole
 from maseRT.quant.operations import joined
 from maseRT.quant.walk import Call, Frame, Walker, tensors_in
 
@@ -24,6 +25,8 @@ HALF_MAX = 65504.0
 
 def keep_in_fp32(plan: Plan, found: Mapping[str, str], *, overflow: Literal["keep-fp32", "error"]) -> Plan:
     """Return the plan with some layers and operations in FP32 (INT8 layers: with FP32 scales), and a note for each.
+
+    FP32 convolutions, those of rules too, take along what is fused behind them; see `maseRT.quant.islands`.
 
     Args:
         plan: as it was.
@@ -41,7 +44,8 @@ def keep_in_fp32(plan: Plan, found: Mapping[str, str], *, overflow: Literal["kee
         )
     for name, what in found.items():
         plan = plan.with_float(name, Precision.FP32, f"kept in fp32: {what}, beyond the FP16 range")
-    return replace(plan, notes=(*plan.notes, *(f"{name} is kept in fp32: {what}" for name, what in found.items())))
+    notes = (*plan.notes, *(f"{name} is kept in fp32: {what}" for name, what in found.items()))
+    return keep_islands_whole(replace(plan, notes=notes))
 
 
 def weights_beyond_half(model: nn.Module, plan: Plan) -> dict[str, str]:

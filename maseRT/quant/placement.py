@@ -47,7 +47,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ACTIVATION_NAMES = """
     relu relu6 leaky_relu sigmoid tanh hardsigmoid hardswish hardtanh silu gelu elu selu softplus clamp mish
 """
-_ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
+ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
 _MAX_POOLINGS = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGE_POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 _GLOBAL_POOLINGS = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", *_AVERAGE_POOLINGS)
@@ -378,7 +378,7 @@ def is_activation(node: Node) -> bool:
             True
             for _ in node.module.parameters()  # type: ignore[union-attr]
         )
-    return node.op in _ACTIVATIONS
+    return node.op in ACTIVATIONS
 
 
 def is_global_pool(node: Node) -> bool:
