@@ -15,7 +15,7 @@ LAYERS = [
     {
         "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_translations",
         "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt",
-        "tasks", "energy", "nvml", "onnx_compat", "blame", "workers", "intervals",
+        "tasks", "energy", "nvml", "onnx_compat", "blame", "workers", "intervals", "drift", "bisection", "onnx_outputs",
     },
     {
         "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",

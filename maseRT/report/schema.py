@@ -270,8 +270,9 @@ class Divergence(Part):
     """Where two neighbours of the ladder part.
 
     Attributes:
-        layer: the torch layer whose output is the first below the threshold.
-        sqnr_db: of its output.
+        layer: the torch layer whose output is the first below the threshold; of its second call "<layer> (call 2)",
+            of the model "output", and "" where none was found: the note says why.
+        sqnr_db: of its output; None where that is equal or not finite.
         before: the last layer above the threshold, "" when there is none.
         compared: how many tensors were looked at.
         note: what could not be compared, and why.

@@ -44,7 +44,7 @@ Array = NDArray[Any]
 Reader = Callable[[Array], dict[str, Array]]
 """A batch -> the outputs of layers by name, and OUTPUT."""
 
-SLICE = 8
+SLICE = 4
 """Samples that are compared at a time: the outputs of all layers have to fit in memory."""
 
 LOOKS = 12

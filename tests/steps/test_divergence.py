@@ -129,23 +129,30 @@ CNN_LAYERS = ("conv1", "conv2", "conv3", "fc1", "fc2")
 RESNET_LAYERS = ("conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv2", "layer2.0.downsample.0", "fc")
 
 
-@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3"])
-@pytest.mark.parametrize("tensor", ["input", "weight"])
-def test_a_range_ten_times_too_small_is_found_in_the_fake_quantized_model(trained, layer: str, tensor: str) -> None:
-    cnn = trained("cnn")
-    source, target = cnn.torch_sides(narrowed(cnn.quantized, f"{layer}.{tensor}_quantizer"))
-    found = first_divergence(source, target, cnn.samples, threshold_db=THRESHOLD_DB)
-    assert found.layer == layer
-    assert found.sqnr_db < THRESHOLD_DB
-    assert found.note == ""
+@pytest.mark.parametrize("net", ["cnn", "resnet"])
+def test_a_range_ten_times_too_small_is_found_in_the_fake_quantized_model(trained, net: str) -> None:
+    """Every layer in turn, its input and its weights, with the threshold that follows from the default limits."""
+    case = trained(net)
+    found = {}
+    for name in quantizers(case.quantized):
+        layer = name.rpartition(".")[0]
+        if not layer.endswith(".add"):
+            sides: dict[str, Side] = dict(
+                zip(("float", "int8"), case.torch_sides(narrowed(case.quantized, name)), strict=True)
+            )
+            (rung,) = explain(climbed(sides, case, DriftLimits()), sides, case.samples, DriftLimits())
+            found[name] = (layer, rung.divergence.layer, rung.divergence.note)
+    assert len(found) >= 7
+    assert {name: got for name, (_, *got) in found.items()} == {
+        name: [layer, ""] for name, (layer, *_) in found.items()
+    }
 
 
-@pytest.mark.parametrize("layer", RESNET_LAYERS)
-def test_branches_and_folded_batchnorms(trained, layer: str) -> None:
+def test_a_broken_shortcut_shows_in_the_layer_that_reads_the_sum(trained) -> None:
     net = trained("resnet")
-    source, target = net.torch_sides(narrowed(net.quantized, f"{layer}.weight_quantizer"))
+    source, target = net.torch_sides(narrowed(net.quantized, "layer2.0.add.1_quantizer"))
     found = first_divergence(source, target, net.samples, threshold_db=THRESHOLD_DB)
-    assert found.layer == layer
+    assert (found.layer, found.before) == ("layer2.0.relu (call 2)", "layer2.0.conv2")
 
 
 @pytest.mark.parametrize("net", ["cnn", "resnet", "lstm"])
