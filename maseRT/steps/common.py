@@ -166,4 +166,5 @@ def rebuild_final(context: Context, model: nn.Module) -> tuple[nn.Module, Plan]:
 def validate(context: Context, setting: Setting, model: nn.Module) -> Metrics:
     """Evaluate a model on the validation set."""
     batches = setting.batches(context, "validation")
-    return evaluate_module(model, batches, task=setting.task, outputs=setting.outputs, device=context.device)
+    tracked = context.reporter.track(batches, description="validate", total=len(batches), unit="batch")
+    return evaluate_module(model, tracked, task=setting.task, outputs=setting.outputs, device=context.device)
