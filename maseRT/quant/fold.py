@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -11,12 +13,18 @@ from maseRT.quant.layers import LAYERS
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def applies_activation(batchnorm: nn.Module) -> bool:
+    """Whether a module is a BatchNorm followed by its own children `drop` and `act`, as timm's BatchNormAct2d."""
+    children = [name for name, _ in batchnorm.named_children()]
+    return isinstance(batchnorm, BATCHNORMS) and type(batchnorm) not in BATCHNORMS and children == ["drop", "act"]
+
+
 def fold_refusal(layer: nn.Module, batchnorm: nn.Module) -> str | None:
     """Say why a BatchNorm cannot become part of a layer whose output it reads, or None when it can."""
     kind = LAYERS.get(type(layer))
     if kind is None or not kind.folds_batchnorm:
         return f"it follows a {type(layer).__name__}"
-    if isinstance(batchnorm, BATCHNORMS) and type(batchnorm) not in BATCHNORMS:
+    if isinstance(batchnorm, BATCHNORMS) and type(batchnorm) not in BATCHNORMS and not applies_activation(batchnorm):
         return f"{type(batchnorm).__name__} has code of its own, which would be lost"
     if not isinstance(batchnorm, BATCHNORMS) or batchnorm.running_mean is None or batchnorm.running_var is None:
         return "it has no running statistics"
@@ -50,7 +58,7 @@ def batchnorm_gain(batchnorm: nn.Module) -> Tensor:
 
 
 def fold_batchnorm(model: nn.Module, layer_name: str, batchnorm_name: str) -> None:
-    """Fold a BatchNorm into a layer, in place; an Identity takes its place.
+    """Fold a BatchNorm into a layer, in place; an Identity takes its place, or what it applies behind itself.
 
     Raises:
         UsageError: the two modules are not what the plan says.
@@ -68,7 +76,8 @@ def fold_batchnorm(model: nn.Module, layer_name: str, batchnorm_name: str) -> No
     else:
         layer.bias = nn.Parameter(bias)
     parent, _, child = batchnorm_name.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.Identity().train(batchnorm.training))
+    rest = nn.Sequential(OrderedDict(batchnorm.named_children())) if applies_activation(batchnorm) else nn.Identity()
+    setattr(model.get_submodule(parent), child, rest.train(batchnorm.training))
 
 
 def per_output_channel(layer: nn.Module, gain: Tensor) -> Tensor:

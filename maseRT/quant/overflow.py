@@ -75,6 +75,7 @@ def weights_beyond_half(model: nn.Module, plan: Plan) -> dict[str, str]:
 
 def _check_loose_tensors(model: nn.Module, plan: Plan) -> None:
     inside = {part for layer in plan.layers for part in model.get_submodule(layer.name).modules()}
+    inside |= {model.get_submodule(fold.batchnorm) for fold in plan.folds}
     for prefix, module in model.named_modules():
         loose = {} if module in inside else {**module._parameters, **module._buffers}
         for name, tensor in loose.items():

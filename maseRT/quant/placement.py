@@ -8,7 +8,7 @@ Presets
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from maseRT.plan import INPUT, OUTPUT, Fold, ResidualAdd, SitePlan
 from maseRT.precision import QuantSpec
-from maseRT.quant.fold import BATCHNORMS, fold_refusal
+from maseRT.quant.fold import BATCHNORMS, applies_activation, fold_refusal
 from maseRT.quant.layers import LAYERS, operands
 from maseRT.quant.operations import joined
 from maseRT.quant.trace import Graph, Kind, Node
@@ -53,39 +53,66 @@ _AVERAGE_POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 _GLOBAL_POOLINGS = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", *_AVERAGE_POOLINGS)
 
 
-def find_folds(graph: Graph, shared: frozenset[str]) -> tuple[list[Fold], dict[str, str]]:
+def find_folds(
+    graph: Graph, shared: frozenset[str], modules: Mapping[str, nn.Module]
+) -> tuple[list[Fold], dict[str, str]]:
     """Return the BatchNorms that can become part of the layer before them, and why the other ones cannot.
 
     Args:
         graph: the recorded dataflow.
         shared: names of layers that have several names; they are left alone.
+        modules: the model's modules by name.
     """
     folds: list[Fold] = []
     refused: dict[str, str] = {}
     for node in graph.nodes:
         if node.kind is Kind.OPERATION and node.op == "batch_norm":
-            refused[node.owner] = "it runs in code of its own"
-        if not isinstance(node.module, BATCHNORMS) or node.name in refused:
-            continue
-        reason = _fold_obstacle(graph, node, shared)
-        if reason is None:
-            folds.append(Fold(layer=graph.nodes[_source(node)].name, batchnorm=node.name))
+            name, module, reason = node.owner, modules.get(node.owner), _other_code(graph, node, modules)
+        elif isinstance(node.module, BATCHNORMS):
+            name, module, reason = node.name, node.module, None
         else:
-            refused[node.name] = reason
+            continue
+        if name in refused:
+            continue
+        if reason is None and module is not None:
+            reason = _fold_obstacle(graph, node, module, shared)
+        if reason is None:
+            folds.append(Fold(layer=graph.nodes[_source(node)].name, batchnorm=name))
+        else:
+            refused[name] = reason
     return folds, refused
 
 
-def _fold_obstacle(graph: Graph, batchnorm: Node, shared: frozenset[str]) -> str | None:
+def nodes_of_folded(names: Iterable[str]) -> frozenset[str]:
+    """Return the names under which folded BatchNorms stand in a graph: their own, or that of the operation inside."""
+    return frozenset(each for name in names for each in (name, joined(name, "batch_norm")))
+
+
+def _other_code(graph: Graph, operation: Node, modules: Mapping[str, nn.Module]) -> str | None:
+    """Say why a module that calls `batch_norm` in a forward of its own stays; None where only drop and act follow."""
+    module = modules.get(operation.owner)
+    following = [f"{operation.owner}.drop", f"{operation.owner}.act"]
+    chain, node = [], operation
+    while len(readers := graph.readers(node.index)) == 1 and len(chain) < len(following):
+        node = readers[0][0]
+        chain.append(node.name)
+    own = graph.operations_per_owner()[operation.owner]
+    if module is None or not applies_activation(module) or chain != following or own != [operation.name]:
+        return "it runs in code of its own"
+    return None
+
+
+def _fold_obstacle(graph: Graph, batchnorm: Node, module: nn.Module, shared: frozenset[str]) -> str | None:
     source = graph.nodes[_source(batchnorm)] if batchnorm.operands[0].source is not None else None
-    if source is None or source.kind is not Kind.LAYER or source.module is None or batchnorm.module is None:
+    if source is None or source.kind is not Kind.LAYER or source.module is None:
         return "it does not follow a layer"
-    reason = fold_refusal(source.module, batchnorm.module)
+    reason = fold_refusal(source.module, module)
     if reason is not None:
         return reason
     if (
         {source.name, batchnorm.name} & shared
         or len(graph.calls(source.name)) > 1
-        or len(graph.calls(batchnorm.name)) > 1
+        or sum(node.name == batchnorm.name for node in graph.nodes) > 1
     ):
         return "it or the layer before it is used more than once"
     if len(graph.readers(source.index)) > 1:
@@ -107,7 +134,7 @@ def folds_in_sequentials(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
     for parent in names:
         for layer, batchnorm in pairwise(parent.children() if isinstance(parent, nn.Sequential) else ()):
             once = uses.count(layer) == uses.count(batchnorm) == 1
-            convolution = isinstance(batchnorm, BATCHNORMS) and isinstance(layer, nn.modules.conv._ConvNd)
+            convolution = type(batchnorm) in BATCHNORMS and isinstance(layer, nn.modules.conv._ConvNd)
             if once and convolution and fold_refusal(layer, batchnorm) is None:
                 folds.append(Fold(layer=names[layer], batchnorm=names[batchnorm]))
     folded = {fold.batchnorm for fold in folds}

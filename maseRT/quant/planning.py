@@ -28,6 +28,7 @@ from maseRT.quant.placement import (
     folds_in_sequentials,
     is_depthwise,
     is_global_pool,
+    nodes_of_folded,
     read_name,
     residual_adds,
     tiny_macs,
@@ -116,7 +117,7 @@ class _Planner:
             backend=self._section.backend,
             layers=layers,
             folds=tuple(folds),
-            operations=self._operations,
+            operations=tuple(operation for operation in self._operations if operation.owner not in into),
             sites=tuple(placement.sites),
             ties=tuple(placement.ties),
             notes=(
@@ -127,7 +128,7 @@ class _Planner:
                 *self._without_int8(layers),
             ),
         )
-        return self._with_flow(plan, frozenset(into))
+        return self._with_flow(plan, nodes_of_folded(into))
 
     def _rule_of(self, name: str) -> tuple[PrecisionRule | None, str]:
         index = self._matches.get(name)
@@ -242,12 +243,25 @@ class _Planner:
     def _folds(self, choices: Mapping[str, _Choice]) -> tuple[list[Fold], dict[str, str]]:
         """Return the BatchNorms to fold, and why the other ones are not."""
         shared = frozenset(layer.name for layer in self._layers if layer.aliases)
-        folds, refused = folds_in_sequentials(self._model) if self._graph is None else find_folds(self._graph, shared)
+        if self._graph is None:
+            folds, refused = folds_in_sequentials(self._model)
+        else:
+            folds, refused = find_folds(self._graph, shared, dict(self._model.named_modules()))
         for fold in folds:
-            own = choices[fold.batchnorm].precision
-            if fold.batchnorm in self._matches and own is not self._float_of(fold.layer, choices):
+            told = self._told_batchnorm(fold.batchnorm, choices)
+            if told not in (None, self._float_of(fold.layer, choices)):
                 refused[fold.batchnorm] = f"a rule gives it another precision than {fold.layer} has"
         return [fold for fold in folds if fold.batchnorm not in refused], refused
+
+    def _told_batchnorm(self, name: str, choices: Mapping[str, _Choice]) -> Precision | None:
+        """Return the float precision that a rule gives a BatchNorm, listed as a layer or as an operation inside."""
+        for each in nodes_of_folded([name]) & self._matches.keys():
+            rule, source = self._rule_of(each)
+            if each in choices:
+                return choices[each].precision
+            if rule is not None and rule.precision.is_float:
+                return self._float_choice(each, rule.precision, source).precision
+        return None
 
     def _float_of(self, name: str, choices: Mapping[str, _Choice]) -> Precision:
         precision = choices[name].precision
@@ -261,7 +275,7 @@ class _Planner:
         names = self._modules
         arguments = {
             "int8": frozenset(name for name, choice in choices.items() if choice.precision is Precision.INT8),
-            "folded": frozenset(fold.batchnorm for fold in folds),
+            "folded": nodes_of_folded(fold.batchnorm for fold in folds),
             "free_pools": frozenset(
                 name
                 for name, module in names.items()

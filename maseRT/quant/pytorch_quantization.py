@@ -425,7 +425,8 @@ class _Follower:
         new, moved, moved_db = _folded_range(layer, gain, amax), *_moved_levels(layer, gain, amax)
         if new is None or moved_db < FOLDED_SQNR_DB:
             reason = f"not folded: {fold.layer} could not keep the levels of its weights"
-            layers[fold.batchnorm] = replace(layers[fold.batchnorm], reason=reason)
+            if fold.batchnorm in layers:
+                layers[fold.batchnorm] = replace(layers[fold.batchnorm], reason=reason)
             self._notes.append(f"{fold.batchnorm}: {reason}")
             return False
         if moved:
