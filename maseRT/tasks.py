@@ -201,7 +201,8 @@ def linearized_scores(means: Array, function: Callable[[float], float], slope: C
     """
     values = np.asarray(means, dtype=np.float64)
     mean = float(values.mean())
-    return function(mean) + slope(mean) * (values - mean)
+    scores: Scores = function(mean) + slope(mean) * (values - mean)
+    return scores
 
 
 def _classification_metrics(classes: int) -> dict[str, Metric]:
@@ -218,7 +219,7 @@ def _classification_metrics(classes: int) -> dict[str, Metric]:
 
 
 def _right_labels(outputs: Array, targets: Array) -> Scores:
-    return (outputs.argmax(axis=1) == targets).astype(np.float64)
+    return np.asarray(outputs.argmax(axis=1) == targets, dtype=np.float64)
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

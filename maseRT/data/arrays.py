@@ -23,7 +23,7 @@ class Arrays:
     """
 
     inputs: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    labels: npt.NDArray[Any]
 
 
 def checked_arrays(

@@ -128,10 +128,10 @@ def _as_target(value: Any) -> Target | None:
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor) or value.dtype is torch.bool or value.is_complex():
         return None
-    value = value.detach().cpu()
-    if value.is_floating_point():
-        return value.to(dtype=torch.float32)
-    return int(value) if value.dim() == 0 else value.to(dtype=torch.int64)
+    tensor: Tensor = value.detach().cpu()
+    if tensor.is_floating_point():
+        return tensor.to(dtype=torch.float32)
+    return int(tensor) if tensor.dim() == 0 else tensor.to(dtype=torch.int64)
 
 
 def _like(target: Target) -> str:
