@@ -225,7 +225,7 @@ class ExportSection(Section):
     """[export]: the ONNX files."""
 
     targets: tuple[ExportTarget, ...] = Field(
-        ("tensorrt",),
+        ("tensorrt", "onnxruntime-cpu"),
         description="A file for each: symmetric INT8 for tensorrt (always written), uint8 activations for "
         "onnxruntime-cpu, symmetric INT8 with stored INT8 weights for openvino.",
     )

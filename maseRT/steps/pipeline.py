@@ -30,6 +30,7 @@ from maseRT.records import (
     source_hash,
     why_stale,
 )
+from maseRT.steps.gating import judged_again
 from maseRT.steps.table import STEPS, Context, Step, StepResult, producers
 from maseRT.workspace import Workspace, write_json
 
@@ -136,6 +137,8 @@ class Run:
         record = read_record(self.workspace, step.name)
         why = "--force" if self.force else self._why(step, record)
         if why is None and record is not None:
+            if step.name == "analyze":
+                record = judged_again(self.config, self.workspace, record)
             outputs = tuple(self.workspace.root / name for name in record.outputs)
             headline = "nothing changed, skipped"
             return Outcome(step.name, "cached", "", record.seconds, headline, record.summary, outputs)
@@ -223,7 +226,7 @@ class Run:
     def _user_files(self) -> list[Path]:
         """Return the user's own files that a result depends on: the checkpoint, factories, plug-ins."""
         config = self.config
-        found = [factory_source(config.model.name), factory_source(config.data.name)]
+        found = [factory_source(name) for name in (config.model.name, config.model.task, config.data.name)]
         found += [module_source(plugin) for plugin in (config.quantize.plugins if config.quantize else ())]
         if config.model.checkpoint is not None and config.model.checkpoint.is_file():
             found.append(config.model.checkpoint)

@@ -17,7 +17,8 @@ from maseRT.quant.histogram import Histogram, histograms_from_tensors
 from maseRT.quant.observe import known_amax
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sensitivity import expected_sqnr_db, only_quantized, tensors_by_layer
-from maseRT.report.legacy import Finding, markdown_table
+from maseRT.report.markdown import markdown_table
+from maseRT.report.schema import Section
 from maseRT.steps.common import Setting, rebuild
 from maseRT.steps.table import Context, final_checkpoint, final_plan
 from maseRT.workspace import write_json
@@ -107,12 +108,12 @@ class Sensitivity:
             return "No layer alone raises the loss"
         return f"To keep the worst {len(self.rules)} in half precision, put this first into [quantize] rules:"
 
-    def finding(self) -> Finding:
+    def section(self) -> Section:
         """Return it as a section of the report."""
         ranking = markdown_table([self.header, *(cost.cells() for cost in self.costs)])
         code = ["", "```toml", *self.rules, "```"] if self.rules else []
         lines = [f"{self.method}.", "", *ranking, "", self.advice, *code]
-        return Finding("sensitivity", self.as_dict(), "Sensitivity", lines)
+        return Section(key="sensitivity", title="Sensitivity", values=self.as_dict(), lines=lines)
 
     def remarks(self) -> list[str]:
         """Return it as lines for the console."""

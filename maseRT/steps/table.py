@@ -120,6 +120,7 @@ def _analyzed(config: Config, workspace: Workspace) -> list[Path]:
         paths += [workspace.histograms]
     if config.export is not None:
         paths += [workspace.onnx, workspace.float_onnx]
+        paths += [workspace.target_onnx(target) for target in config.export.targets if target != "tensorrt"]
     if config.build_engine is not None:
         paths += [workspace.engine, workspace.receipt, workspace.sidecar]
     if config.onnxruntime is not None:
@@ -156,7 +157,7 @@ STEPS: dict[str, Step] = {
         ),
         Step("build-engine", "build_engine", lambda config, workspace: [workspace.onnx, final_plan(config, workspace)]),
         Step("onnxruntime", "onnxruntime", lambda config, workspace: [workspace.onnx, workspace.float_onnx]),
-        Step("analyze", "analyze", _analyzed, reads=("quantize",)),
+        Step("analyze", "analyze", _analyzed, reads=("quantize", "export")),
     )
 }
 

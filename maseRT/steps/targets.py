@@ -11,7 +11,7 @@ from onnx import ModelProto
 from maseRT.data import calibration_subset, loader
 from maseRT.errors import StepError
 from maseRT.onnx_export import INPUT
-from maseRT.onnxrt.forms import Form, cpu_form, symmetric_form
+from maseRT.onnxrt.forms import Form, cpu_form, openvino_form
 from maseRT.onnxrt.quantizers import Feed
 from maseRT.onnxrt.ranges import measure_ranges
 from maseRT.onnxrt.unsigned import Range
@@ -52,7 +52,7 @@ def write_form(context: Context, setting: Setting, *, target: str, source: Path,
     if target == "onnxruntime-cpu":
         model, form = cpu_form(model, ranges_of)
     elif target == "openvino":
-        model, form = symmetric_form(model)
+        model, form = openvino_form(model, ranges_of)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:

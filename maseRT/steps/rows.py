@@ -1,0 +1,152 @@
+"""Puts together the rows of a report from what was shown and measured."""
+
+from __future__ import annotations
+
+from maseRT.agreement import agreement
+from maseRT.energy import Energy
+from maseRT.hardware import cpu, cuda_index, nvidia_gpus
+from maseRT.intervals import difference_interval, ratio_interval
+from maseRT.measure import latency
+from maseRT.onnxrt.kernels import kernels_of
+from maseRT.onnxrt.providers import parse_device
+from maseRT.report import schema
+from maseRT.steps.artifacts import Artifact
+from maseRT.steps.history import metrics_of
+from maseRT.steps.measuring import Measured
+from maseRT.steps.showing import Shown
+from maseRT.tasks import Task
+from maseRT.workers.protocol import Opened
+from maseRT.workers.schedule import RowTimes
+
+TRANSFERS = "inputs from host memory, outputs to host memory"
+
+
+def not_run(artifact: Artifact, why: str) -> schema.Row:
+    """Return the row of something that cannot run here."""
+    return _row(artifact, not_run=why)
+
+
+def row_of(
+    artifact: Artifact,
+    opened: Opened,
+    shown: Shown,
+    measured: Measured | None,
+    *,
+    baseline: str,
+    base: Measured | None,
+    task: Task,
+    method: schema.Method,
+) -> schema.Row:
+    """Return the row of something that ran.
+
+    Args:
+        artifact: what ran.
+        opened: what its worker said.
+        shown: everybody's answers.
+        measured: None for a row that is not timed.
+        baseline: name of the row that the others are compared with.
+        base: what was measured of it.
+        task: gives the scores that differences are drawn from.
+        method: how it was measured.
+    """
+    name = artifact.name
+    rest = _compared(name, baseline, shown, task) if name != baseline else {}
+    if measured is not None:
+        rest |= _measured(measured, base if name != baseline else None)
+    metrics = shown.metrics[name]
+    return _row(
+        artifact,
+        metrics=metrics_of({**metrics.as_dict(), "confusion": metrics.confusion}),
+        provider=_provider(artifact, opened),
+        method=method.model_copy(update={"versions": method.versions | opened.versions}),
+        seconds=shown.seconds[name] + opened.seconds + (measured.seconds if measured else 0.0),
+        measured_seconds=measured.seconds if measured else 0.0,
+        **rest,
+    )
+
+
+def hardware_name(device: str) -> str:
+    """Return the name of the CPU or the GPU of a row's device."""
+    if not device.startswith("cuda"):
+        return cpu().name
+    index = cuda_index(device)
+    return nvidia_gpus()[index].name if index < len(nvidia_gpus()) else device
+
+
+def _row(artifact: Artifact, **rest: object) -> schema.Row:
+    return schema.Row.model_validate(
+        {
+            "name": artifact.name,
+            "runtime": artifact.runtime,
+            "artifact": artifact.label,
+            "role": artifact.role,
+            "precision": artifact.precision,
+            "size_bytes": artifact.size,
+            "sha256": artifact.sha256,
+            **rest,
+        }
+    )
+
+
+def _compared(name: str, baseline: str, shown: Shown, task: Task) -> dict[str, object]:
+    """Return the difference of the primary metric and the agreement of the outputs, against the baseline."""
+    outputs, base = shown.outputs[name], shown.outputs[baseline]
+    before, after = shown.metrics[baseline], shown.metrics[name]
+    low, high = difference_interval(task.scores(base, shown.targets), task.scores(outputs, shown.targets))
+    difference = schema.Difference(
+        metric=task.primary,
+        value=after.primary_value - before.primary_value,
+        interval=schema.Interval(low=low, high=high),
+    )
+    compared = agreement(base, outputs, classes=task.classes)
+    return {"difference": difference, "agreement": schema.Agreement.model_validate(compared.as_dict())}
+
+
+def _measured(measured: Measured, base: Measured | None) -> dict[str, object]:
+    host, device = measured.memory
+    energy = measured.energy
+    return {
+        "timings": [
+            _timing(size, times, base.times.get(size) if base else None) for size, times in measured.times.items()
+        ],
+        "energy": schema.Energy.model_validate({**energy.as_dict(), "batch": _last_batch(measured)})
+        if isinstance(energy, Energy)
+        else None,
+        "energy_note": "" if isinstance(energy, Energy) else energy,
+        "memory": schema.Memory(host_mb=host, device_mb=device),
+        "gpu": schema.GpuState.model_validate(measured.gpu.as_dict()) if measured.gpu else None,
+    }
+
+
+def _last_batch(measured: Measured) -> int:
+    """Return the batch size that was bound last: energy is measured on it."""
+    return list(measured.times)[-1]
+
+
+def _timing(size: int, times: RowTimes, base: RowTimes | None) -> schema.Timing:
+    end_to_end = latency(times.wall, clock="wall")
+    ratio, interval = None, None
+    if base is not None:
+        ratio, low, high = ratio_interval(base.wall, times.wall)
+        interval = schema.Interval(low=low, high=high)
+    return schema.Timing(
+        batch=size,
+        end_to_end=end_to_end,
+        device=latency(times.device, clock="device events") if times.device else None,
+        throughput=size / end_to_end.mean_ms * 1000,
+        ratio=ratio,
+        ratio_interval=interval,
+    )
+
+
+def _provider(artifact: Artifact, opened: Opened) -> schema.Provider | None:
+    """Return what ONNX Runtime made of what it was asked for."""
+    if artifact.settings is None:
+        return None
+    kernels = kernels_of(artifact.files[0], artifact.device, artifact.settings)
+    return schema.Provider(
+        asked=parse_device(artifact.device)[0].name,
+        got=list(opened.got),
+        nodes=opened.nodes,
+        kernels=kernels.as_dict() if kernels else {},
+    )
