@@ -15,6 +15,7 @@ from maseRT.records import sha256
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Session
 from maseRT.runtimes.opening import FileOpener
+from maseRT.runtimes.trt.sidecar import STRIPPED
 from maseRT.steps.common import Setting, load_plan
 from maseRT.steps.modules import ModuleOpener, State
 from maseRT.steps.onnxruntime import session_settings
@@ -162,5 +163,6 @@ def _engine(context: Context, runtime: str, label: str) -> Artifact:
         return Artifact(runtime, label, "deployed", label, device, missing=missing)
     sidecar = read_json(workspace.sidecar, made_by="build-engine")
     missing = "" if sidecar["runtime"] == runtime else f"the engine was built by {sidecar['runtime']}"
+    missing = STRIPPED if sidecar.get("stripped") and not missing else missing
     opener = FileOpener(runtime, workspace.engine, device)
     return Artifact(runtime, label, "deployed", label, device, (workspace.engine,), opener, missing)

@@ -101,6 +101,15 @@ def test_an_engine_without_its_sidecar_is_trusted_only_expressly(machine, files)
     assert run(files, "--trust").exit_code == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--trust"]])
+def test_an_engine_without_weights_is_refused(machine, files, more):
+    (files / "model.json").write_text(json.dumps({**SIDECAR.to_json(), "stripped": True}))
+    told = run(files, *more)
+    assert told.exit_code == 5
+    assert "stripped, refit first" in told.stderr
+    assert not (files / "y.npz").exists()
+
+
 def test_another_gpus_engine_is_refused(machine, files):
     (files / "model.json").write_text(json.dumps({**SIDECAR.to_json(), "target": "8.9"}))
     told = run(files)

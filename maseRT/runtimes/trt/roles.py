@@ -10,7 +10,7 @@ from maseRT.errors import MissingError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus
 from maseRT.runtimes.base import BuildOptions, EngineInfo
 from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_run
-from maseRT.runtimes.trt.sidecar import check_sidecar
+from maseRT.runtimes.trt.sidecar import check_sidecar, check_weights
 
 if TYPE_CHECKING:
     from maseRT.runtimes.trt.session import TrtSession
@@ -73,7 +73,7 @@ class TrtRuntime:
         Raises:
             MissingError: this machine cannot run it.
             StepError: the file is missing or does not load.
-            CheckError: the sidecar is missing, or speaks of another engine, version or GPU.
+            CheckError: the sidecar is missing, or speaks of another engine, version or GPU, or of one without weights.
         """
         index = cuda_index(device)
         reason = why_cannot_run(self.flavour, index)
@@ -86,7 +86,9 @@ class TrtRuntime:
                 f"cannot read: {error.strerror}", where=str(artifact), fix="run `masert build-engine` first"
             ) from error
         trt = load(self.flavour)
-        if not trust:
+        if trust:
+            check_weights(artifact)
+        else:
             capability = nvidia_gpus()[index].compute_capability
             check_sidecar(artifact, content, runtime=self.name, version=trt.__version__, capability=capability)
         # Not imported above: it needs numpy, and what only builds does not.

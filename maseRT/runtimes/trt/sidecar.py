@@ -10,6 +10,9 @@ from pathlib import Path
 from maseRT.errors import CheckError
 from maseRT.runtimes.base import EngineInfo
 
+STRIPPED = "stripped, refit first: it has no weights"
+"""Why such an engine does not run."""
+
 _REBUILD = "rebuild it with `masert build-engine --force`"
 
 
@@ -42,8 +45,7 @@ def check_sidecar(engine: Path, content: bytes, *, runtime: str, version: str, c
         raise CheckError(f"damaged: {error}", where=str(path), fix=_REBUILD) from error
     if info.engine_sha256 != hashlib.sha256(content).hexdigest():
         raise CheckError(f"it is not the engine that {path.name} speaks of", where=str(engine), fix=_REBUILD)
-    if info.stripped:
-        raise CheckError("it was built without weights", where=str(engine), fix="build it without strip to run it")
+    check_weights(engine)
     wanted = {
         "runtime": (info.runtime, runtime, False),
         "version": (info.version, version, info.version_compatible),
@@ -53,6 +55,22 @@ def check_sidecar(engine: Path, content: bytes, *, runtime: str, version: str, c
         if built != here and not (newer_too and _numbers(here) > _numbers(built)):
             raise CheckError(f"built for {what} {built}; here it is {here}", where=str(engine), fix=_REBUILD)
     return info
+
+
+def check_weights(engine: Path) -> None:
+    """Check that an engine's sidecar, where there is one, does not say that it has no weights.
+
+    Raises:
+        CheckError: it does; such an engine would load, and answer nonsense.
+    """
+    try:
+        stripped = json.loads(sidecar_path(engine).read_text(encoding="utf-8"))["stripped"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if stripped:
+        raise CheckError(
+            STRIPPED, where=str(engine), fix="refit it with TensorRT's Refitter, or build it with strip = false"
+        )
 
 
 def _numbers(text: str) -> list[int]:
