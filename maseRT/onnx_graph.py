@@ -1,4 +1,4 @@
-"""Reads an exported ONNX file: opset, inputs, outputs, Q/DQ pairs, and the precision that each torch layer was given.
+"""Reads an exported ONNX file: its Q/DQ pairs, and the precision that each torch layer was given.
 
 Needs neither torch nor a runtime. A node's torch layer is in its metadata, where the exporter keeps the module's path.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import NodeProto, TensorProto, ValueInfoProto
+from onnx import NodeProto, TensorProto
 
 from maseRT.errors import StepError
 
@@ -31,30 +31,6 @@ _FLOATS: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One input or output of a file.
-
-    Attributes:
-        name: its name.
-        dtype: fp32, fp16, bf16, or ONNX's own name of another type.
-        shape: its sizes; a name where a size is free.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class GraphFacts:
-    """What a file says about itself."""
-
-    opset: int
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
 class ExportedLayer:
     """How a torch layer stands in a file.
 
@@ -69,19 +45,6 @@ class ExportedLayer:
     float: str
     nodes: tuple[str, ...]
     products: tuple[str, ...] = ()
-
-
-def graph_facts(path: Path) -> GraphFacts:
-    """Return a file's opset, inputs and outputs.
-
-    Raises:
-        StepError: it is missing or damaged.
-    """
-    model = _load(path)
-    opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
-    weights = {initializer.name for initializer in model.graph.initializer}
-    inputs = tuple(_tensor(value) for value in model.graph.input if value.name not in weights)
-    return GraphFacts(opset, inputs, tuple(_tensor(value) for value in model.graph.output))
 
 
 def count_qdq(path: Path) -> int:
@@ -195,12 +158,6 @@ class _Graph:
             node = self._makers.get(name)
             self._constants[name] = node is not None and all(self._is_constant(each) for each in node.input if each)
         return self._constants[name]
-
-
-def _tensor(value: ValueInfoProto) -> Tensor:
-    kind = value.type.tensor_type
-    dtype = _FLOATS.get(kind.elem_type) or str(TensorProto.DataType.Name(kind.elem_type)).lower()
-    return Tensor(value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim))
 
 
 def _load(path: Path) -> onnx.ModelProto:

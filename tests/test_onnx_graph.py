@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from placement_nets import Encoder, SequenceNet, calibrated, exported, lively, planned
 
 from maseRT.errors import StepError
-from maseRT.onnx_graph import SCOPES, ExportedLayer, count_qdq, graph_facts, layer_precisions
+from maseRT.onnx_graph import SCOPES, ExportedLayer, count_qdq, layer_precisions
 
 N = 4
 
@@ -48,13 +48,6 @@ def save(path: Path, nodes: list[onnx.NodeProto], output: str, *, kind: int = Te
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
     return path
-
-
-def test_facts(tmp_path: Path) -> None:
-    facts = graph_facts(save(tmp_path / "m.onnx", [node("MatMul", ["input", "w"], "y", "fc")], "y"))
-    assert facts.opset == 20
-    assert [(t.name, t.dtype, t.shape) for t in facts.inputs] == [("input", "fp32", ("batch", N))]
-    assert [(t.name, t.dtype) for t in facts.outputs] == [("y", "fp32")]
 
 
 def test_int8_needs_both_operands(tmp_path: Path) -> None:
@@ -147,7 +140,7 @@ def test_recurrent_layers(tmp_path: Path) -> None:
         assert (lstm.precision, len(products)) == expected
 
 
-@pytest.mark.parametrize("function", [count_qdq, graph_facts, layer_precisions])
+@pytest.mark.parametrize("function", [count_qdq, layer_precisions])
 def test_missing_and_damaged_files(function: object, tmp_path: Path) -> None:
     with pytest.raises(StepError, match="no such ONNX file"):
         function(tmp_path / "none.onnx")

@@ -45,11 +45,6 @@ def sqnr_db(histogram: Histogram, amax: Tensor) -> float:
     return _decibels(histogram.square_sum.sum(), noise(histogram, amax).sum()).item()
 
 
-def channel_sqnr_db(histogram: Histogram, amax: Tensor) -> Tensor:
-    """Return the ratio of every channel in dB, shaped like amax; infinite where nothing is lost."""
-    return histogram.shaped(_decibels(histogram.square_sum, noise(histogram, amax)))
-
-
 def layer_sqnr_db(operands_db: Iterable[float]) -> float:
     """Return the ratio expected at a layer's output from those of its quantized operands (input, weight), in dB.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maseRT.precision import QuantSpec
 from maseRT.quant.histogram import Histogram
-from maseRT.quant.sqnr import channel_sqnr_db, layer_sqnr_db, noise, sqnr_db, squared_error_integral
+from maseRT.quant.sqnr import layer_sqnr_db, noise, sqnr_db, squared_error_integral
 
 
 def histogram_of(x: Tensor, axis: int | None = None, bits: int = 8) -> Histogram:
@@ -46,8 +46,6 @@ def test_sqnr_of_channels_and_of_all_together() -> None:
     weight = torch.randn(3, 20_000) * torch.tensor([0.1, 1.0, 10.0])[:, None]
     amax = torch.tensor([0.3, 4.0, 20.0])
     histogram = histogram_of(weight, axis=0)
-    expected = [measured_db(row, range_) for row, range_ in zip(weight, amax, strict=True)]
-    assert channel_sqnr_db(histogram, amax).tolist() == pytest.approx(expected, abs=0.1)
     scale = amax[:, None].double() / 127
     lost = ((weight / scale).round().clamp(-127, 127) * scale - weight).square().sum(1)
     assert noise(histogram, amax).tolist() == pytest.approx(lost.tolist(), rel=0.02)
