@@ -156,11 +156,11 @@ def _p50(timing: Timing) -> Cell:
 
 
 def _p99(timing: Timing) -> Cell:
-    return latency_cell(timing.end_to_end, "p99")
+    return Cell(significant(timing.end_to_end.p99_ms), exact=f"{timing.end_to_end.p99_ms!r} ms")
 
 
 def _device(timing: Timing) -> Cell:
-    return latency_cell(timing.device, "p50") if timing.device else Cell()
+    return Cell(significant(timing.device.p50_ms), exact=f"{timing.device.p50_ms!r} ms") if timing.device else Cell()
 
 
 def _throughput(timing: Timing) -> Cell:
@@ -178,7 +178,7 @@ def _watts(row: Row) -> Cell:
         return Cell()
     known = energy.watts_low is not None and energy.watts_high is not None
     ends = f"{significant(energy.watts_low or 0)}–{significant(energy.watts_high or 0)}" if known else ""
-    return Cell(significant(energy.watts), ends, repr(energy.watts))
+    return Cell(significant(energy.watts), exact=f"{energy.watts!r} W{f' ({ends})' if ends else ''}")
 
 
 def _millijoules(row: Row) -> Cell:

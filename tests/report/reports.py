@@ -404,7 +404,11 @@ def vgg7():
             rung("torch-int8-ptq", "torch-int8", 0.9281, 0.9305, agreement(n, 0.986, 25.0)),
             rung("torch-int8", "onnxruntime-int8", 0.9305, 0.9303, agreement(n, 0.9991, 48.1)),
             rung(
-                "onnxruntime-int8", "tensorrt-int8", 0.9303, 0.9302, agreement(n, 0.9423, 21.3),
+                "onnxruntime-int8",
+                "tensorrt-int8",
+                0.9303,
+                0.9302,
+                agreement(n, 0.9423, 21.3),
                 holds=False,
                 divergence={"layer": "feature_layers.6", "sqnr_db": 19.2, "before": "feature_layers.3", "compared": 9},
             ),

@@ -1,0 +1,129 @@
+"""Figures are valid Plotly and hold the report's numbers."""
+
+import json
+import re
+
+import plotly.graph_objects
+import pytest
+import reports
+from reports import make
+
+from maseRT.report.figures import (
+    BINS,
+    calibrators,
+    clipped_share,
+    confusion,
+    drift_ladder,
+    histograms,
+    learning,
+    pareto,
+    precision_strip,
+    throughput,
+    trade_offs,
+)
+from maseRT.report.schema import HistogramStrip
+
+
+def every_figure(report):
+    calibration = report.calibration
+    found = [*trade_offs(report), throughput(report), confusion(report), *drift_ladder(report.drift, report.task)]
+    found += [precision_strip(report.precision)] if report.precision else []
+    found += [calibrators(calibration, report.task), histograms(calibration.histograms)] if calibration else []
+    found += learning(report.training, report.task, key="training", title="Training") if report.training else []
+    return [figure for figure in found if figure is not None]
+
+
+@pytest.mark.parametrize("make_raw", [reports.digits, reports.vgg7, reports.regression, reports.nothing_ran])
+def test_plotly_accepts_every_figure(make_raw):
+    figures = every_figure(make(make_raw()))
+    assert figures
+    for figure in figures:
+        spec = json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "#123456", json.dumps(figure.spec(), allow_nan=False)))
+        for choice in spec["choices"] or [{"data": spec["data"], "layout": {}}]:
+            plotly.graph_objects.Figure(data=choice["data"], layout={**spec["layout"], **choice["layout"]})
+
+
+def test_the_trade_off_has_a_point_for_every_timed_row():
+    report = make(reports.vgg7())
+    latency, energy = trade_offs(report)
+    points = {trace["name"]: trace for trace in latency.data if trace["mode"] == "markers"}
+    assert set(points) == {row.name for row in report.rows if row.timings}
+    timing = report.timing("tensorrt-int8", 64)
+    assert points["tensorrt-int8"]["x"] == [timing.end_to_end.p50_ms]
+    assert points["tensorrt-int8"]["y"] == [100 * report.row("tensorrt-int8").metrics.values["accuracy"]]
+    assert [trace["x"] for trace in energy.data if trace["name"] == "tensorrt-int8"] == [[pytest.approx(2.251)]]
+
+
+def test_the_front_holds_what_nothing_beats_in_both():
+    points = [(3.0, 0.9), (1.0, 0.8), (2.0, 0.7), (2.5, 0.9), (1.0, 0.85)]
+    assert pareto(points, higher_is_better=True) == [4, 3]
+    assert pareto(points, higher_is_better=False) == [1, 2]
+    assert pareto([(1.0, 1.0), (1.0, 1.0)], higher_is_better=True) == [0]
+
+
+def test_the_strip_shows_what_runs_of_its_own_and_marks_what_differs():
+    report = make(reports.vgg7())
+    figure = precision_strip(report.precision)
+    heat, marks = figure.data[0], figure.data[-2]
+    shown = [each for each in report.precision.layers if each.verdict not in ("fused", "nothing to run")]
+    assert len(heat["x"]) == len(shown)
+    place = [each.name for each in shown].index("feature_layers.6")
+    assert marks["x"] == [place]
+    assert [row[place] for row in heat["text"]] == ["16", "8", "8"]  # executed, exported, asked
+    assert figure.data[-1]["y"] == [each.ms for each in shown]
+
+
+def test_histograms_lose_no_value_when_bins_are_joined():
+    report = make(reports.digits())
+    figure = histograms(report.calibration.histograms)
+    for choice, strip in zip(figure.choices, report.calibration.histograms, strict=True):
+        assert choice.name == strip.tensor
+        assert sum(choice.data[0]["y"]) == sum(strip.counts)
+        assert len(choice.data[0]["y"]) <= BINS
+        assert choice.layout["shapes"][0]["x0"] == strip.amax
+
+
+@pytest.mark.parametrize(("amax", "share"), [(4.0, 0.0), (3.0, 0.25), (2.5, 0.25), (2.0, 0.5), (0.0, 1.0)])
+def test_bins_wholly_beyond_the_range_are_clipped(amax, share):
+    assert clipped_share(HistogramStrip(tensor="t", amax=amax, top=4.0, counts=[5, 5, 5, 5])) == share
+
+
+def test_empty_histograms_and_curves_draw_nothing_wrong():
+    figure = histograms([HistogramStrip(tensor="t", amax=0.0, top=0.0, counts=[0, 0])])
+    assert figure.choices[0].data[0]["y"] == []
+    assert histograms([]) is None
+    report = make(reports.digits())
+    one = report.training.model_copy(update={"epochs": report.training.epochs[:1]})
+    assert learning(one, report.task, key="k", title="t") == []
+
+
+def test_names_are_escaped_for_plotly():
+    raw = reports.digits()
+    raw["precision"]["layers"][0]["name"] = "<a href='javascript:x'>conv</a>"
+    text = json.dumps(precision_strip(make(raw).precision).data)
+    assert "<a href" not in text
+    assert "&lt;a href" in text
+
+
+def test_a_diverged_model_leaves_no_nan_in_a_figure():
+    raw = reports.digits()
+    raw["rows"][1]["metrics"]["values"]["accuracy"] = float("nan")
+    raw["drift"][0]["metric_after"] = float("nan")
+    raw["training"]["epochs"][3]["validation"]["loss"] = float("nan")
+    for figure in every_figure(make(raw)):
+        json.dumps(figure.spec(), allow_nan=False)
+
+
+def test_the_confusion_matrix_of_the_result_comes_first():
+    report = make(reports.vgg7())
+    figure = confusion(report)
+    assert figure.choices[0].data[0]["customdata"] == report.row("tensorrt-int8").metrics.confusion
+    assert figure.choices[0].name == "TensorRT INT8"
+
+
+def test_throughput_needs_two_batch_sizes_and_sorts_them():
+    report = make(reports.vgg7())
+    assert throughput(report).data[0]["x"] == [1, 64, 256]
+    one = reports.bare()
+    one["rows"][0]["timings"] = one["rows"][0]["timings"][:1]
+    assert throughput(make(one)) is None

@@ -1,0 +1,67 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from maseRT.report.schema import Interval
+from maseRT.report.wording import (
+    change_interval,
+    duration,
+    measured,
+    metric_change,
+    metric_value,
+    names,
+    percent,
+    significant,
+    size,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.23456, "1.23"), (0.0012345, "0.00123"), (123.4, "123"), (23392.4, "23,392"), (0, "0"), (-1.5, "−1.50"),
+        (9.996, "10.0"), (0.09996, "0.100"), (999.6, "1,000"), (3.1e-7, "3.10e-07"), (float("nan"), "not a number"),
+        (float("inf"), "infinite"),
+    ],
+)  # fmt: skip
+def test_three_digits_are_shown(value, text):
+    assert significant(value) == text
+
+
+def test_an_interval_stands_in_brackets_with_digits_that_tell_its_ends_apart():
+    assert measured(1.23, Interval(low=1.2, high=1.27), "ms") == "1.23 (1.20–1.27) ms"
+    assert measured(0.74541, Interval(low=0.74522, high=0.74549)) == "0.7454 (0.7452–0.7455)"
+    assert measured(2.0, None) == "2.00"
+
+
+def test_shares_are_percent_and_points_and_other_metrics_are_not():
+    assert metric_value("accuracy", 0.98519, 270) == "98.5 %"
+    assert metric_value("top5", 0.98519, 50_000) == "98.52 %"
+    assert metric_value("perplexity", 12.3456, 270) == "12.35"
+    assert metric_change("accuracy", -0.0037, 270) == "−0.4 points"
+    assert metric_change("accuracy", -0.0001, 270) == "−0.01 points"
+    assert metric_change("accuracy", 1e-9, 270) == "0 points"
+    assert metric_change("mse", 0.5, 270) == "+0.50"
+    assert change_interval("accuracy", Interval(low=-0.015, high=0.004), 270) == "−1.5 to +0.4"
+
+
+def test_only_all_is_100_percent():
+    assert percent(1.0, 2) == "100.00 %"
+    assert percent(0.999999, 2) == "99.99 %"
+    assert percent(0.5) == "50.0 %"
+
+
+def test_sizes_and_durations_have_the_unit_that_fits():
+    assert size(94408) == "94.4 kB"
+    assert size(14_411_000) == "14.4 MB"
+    assert size(12) == "12 bytes"
+    assert duration(131) == "2 min 11 s"
+    assert duration(3725) == "1 h 2 min"
+    assert duration(0.5) == "0.50 s"
+
+
+def test_names_read_as_a_sentence():
+    assert names(["a"]) == "a"
+    assert names(["a", "b"]) == "a and b"
+    assert names(["a", "b", "c", "d"]) == "a, b and 2 more"
+    assert names([]) == ""
