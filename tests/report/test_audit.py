@@ -475,6 +475,18 @@ def test_the_loss_may_stay_where_no_epoch_was_better():
     assert "same-loss" not in checks_of(report(spoil=no_better_epoch))
 
 
+def test_losses_and_powers_that_were_rounded_may_be_equal_by_chance():
+    def rounds(raw: dict[str, Any]) -> None:
+        for name in ("torch-fp32", "onnxruntime-qdq"):
+            row(raw, name)["metrics"]["loss"] = 0.66
+            energy, watts = row(raw, name)["energy"], 61.5
+            energy |= {"watts": watts, "watts_low": 60.0, "watts_high": 63.0}
+            for kind, idle in (("joules_per_sample", 0.0), ("net_joules_per_sample", energy["idle_watts"])):
+                energy[kind] = (watts - idle) * energy["seconds"] / energy["samples"]
+
+    assert [(each.check, each.severity) for each in audit(report(spoil=rounds))] == [("same-loss", "warning")]
+
+
 def test_the_f1_bound_is_a_warning_where_a_user_names_the_metrics():
     def own_task(raw: dict[str, Any]) -> None:
         f1_above_the_mean(raw)

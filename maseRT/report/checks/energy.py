@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from maseRT.report.checks.told import ROUNDED, Told, error, near, pairs, warning
+from maseRT.report.checks.told import ROUNDED, Told, error, near, pairs, rounded, warning
 from maseRT.report.schema import Energy, Report, Row
 
 _STEADY = 1.5
@@ -62,13 +62,16 @@ def steady_time(report: Report) -> Iterator[Told]:
 
 
 def copied_energy(report: Report) -> Iterator[Told]:
-    """No two rows have the same energy to the last bit: one was copied, or both were never told apart."""
+    """No two rows have the same energy to the last bit: one was copied, or both were never told apart.
+
+    A figure that somebody rounded may be equal by chance, and power and energy together hardly.
+    """
     for one, other in pairs(report):
         if one.energy is None or other.energy is None:
             continue
         figures = ("joules_per_sample", "watts")
         same = [name for name in figures if getattr(one.energy, name) == getattr(other.energy, name) != 0]
-        if same:
+        if len(same) == len(figures) or any(not rounded(getattr(one.energy, name)) for name in same):
             told = " and ".join(name.replace("_", " ") for name in same)
             yield error(f"has the {told} of {one.name} to the last bit", other.name)
 

@@ -9,6 +9,8 @@ from maseRT.report.checks.told import Told, error, warning
 from maseRT.report.schema import Method, Provider, Report, Row
 
 _MUST_BE_SAME = ("transfers", "isolated", "warmup", "batch_sizes")
+_OWN_FORMS = ("qdq", "static", "dynamic")
+_QDQ_HINT = '[onnxruntime] modes = ["qdq"] makes the form whose pairs kernels absorb'
 _SHOULD_BE_SAME = ("iterations", "rounds", "device", "hardware")
 
 
@@ -67,9 +69,8 @@ def integers(report: Report) -> Iterator[Told]:
         counts = [kernels.get(name) for name in ("integer_convolutions", "integer_products")]
         if row.precision == "int8" and row.role == "deployed" and kernels and not any(counts):
             tell = error if row.name == report.result else warning
-            yield tell(
-                "was asked for INT8, and no kernel computes in integers: its speed is not that of INT8", row.name
-            )
+            told = "was asked for INT8, and no kernel computes in integers: its speed is not that of INT8"
+            yield tell(told if row.artifact in _OWN_FORMS else f"{told} ({_QDQ_HINT})", row.name)
 
 
 def same_method(report: Report) -> Iterator[Told]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 
-from maseRT.report.checks.told import FLOAT32, ROUNDED, Told, error, near, pairs, warning
+from maseRT.report.checks.told import FLOAT32, ROUNDED, Told, decimals, error, near, pairs, rounded, warning
 from maseRT.report.schema import Metrics, Report, Row
 
 _SHARES = ("accuracy", "top5", "precision", "recall", "f1")
@@ -86,8 +85,8 @@ def _slack(*values: float) -> float:
 
 def _rounding(value: float) -> float:
     """Return half a unit of the last decimal that a share shows, when it shows few: somebody rounded it."""
-    decimals = -int(Decimal(repr(value)).as_tuple().exponent)
-    return 0.5 * 10.0**-decimals if 2 <= decimals <= 6 else 0.0
+    shown = decimals(value)
+    return 0.5 * 10.0**-shown if shown >= 2 and rounded(value) else 0.0
 
 
 def confusion(report: Report) -> Iterator[Told]:
@@ -211,7 +210,7 @@ def same_loss(report: Report) -> Iterator[Told]:
     before and after fine-tuning, unless the best epoch is 0. Not suspicious are rows that hold one function in another
     form: the float model in torch and in ONNX, the fake-quantized model and its export. Their last bits usually differ,
     because the order of sums does, but need not: grids absorb it, and both may call the same kernels. Nor is one
-    artifact that is shown twice, nor a loss of exactly 0.
+    artifact that is shown twice, nor a loss of exactly 0. Rounded losses may be equal by chance: a warning.
     """
     for one, other in pairs(report):
         if one.metrics is None or other.metrics is None or one.metrics.loss != other.metrics.loss:
@@ -219,8 +218,9 @@ def same_loss(report: Report) -> Iterator[Told]:
         if one.metrics.loss != 0 and _function(report, one) != _function(report, other):
             same_file = one.sha256 != "" and one.sha256 == other.sha256
             why = "both are the same file" if same_file else "one was evaluated twice, or nothing in it was quantized"
-            yield error(
-                f"has the loss of {one.name} to the last bit, {one.metrics.loss!r}, and should compute something else:"
+            tell = warning if rounded(one.metrics.loss) else error
+            yield tell(
+                f"has the loss of {one.name} to the last digit, {one.metrics.loss!r}, and should be another function:"
                 f" {why}",
                 other.name,
             )

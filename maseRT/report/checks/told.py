@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from maseRT.report.schema import Report, Row
@@ -42,6 +43,16 @@ def warning(message: str, row: str = "") -> Told:
 def near(one: float, other: float, *, relative: float = ROUNDED, absolute: float = 0.0) -> bool:
     """Return whether two figures can be the same one."""
     return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
+
+
+def decimals(value: float) -> int:
+    """Return how many decimals a figure shows; a measured one that nobody rounded has some 15."""
+    return -int(Decimal(repr(value)).as_tuple().exponent)
+
+
+def rounded(value: float) -> bool:
+    """Return whether a figure was rounded, so that two may be equal by chance."""
+    return decimals(value) <= 6
 
 
 def pairs(report: Report) -> Iterator[tuple[Row, Row]]:
