@@ -488,7 +488,13 @@ def calibrators(calibration: Calibration, task: Task) -> Figure | None:
         for each in reversed(methods)
     )
     return Figure(
-        "figure-calibrators", "Calibrators on validation", f"{facts}.", traces, layout, 130 + 34 * len(methods)
+        "figure-calibrators",
+        "Calibrators on validation",
+        f"{facts}.",
+        traces,
+        layout,
+        130 + 34 * len(methods),
+        460 if both else 0,
     )
 
 
@@ -668,6 +674,7 @@ def confusion(report: Report) -> Figure | None:
             autorange="reversed",
             scaleanchor="x",
             constrain="domain",
+            constraintoward="top",
             **_class_ticks(classes),
         ),
     )

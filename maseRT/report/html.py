@@ -407,7 +407,7 @@ def _rendered(lines: Sequence[str]) -> Markup:
 
 
 def _table_open(*_: Any) -> str:
-    return '<div class="scroll" tabindex="0"><table class="left">\n'
+    return '<div class="scroll" tabindex="0"><table class="rendered">\n'
 
 
 def _table_close(*_: Any) -> str:

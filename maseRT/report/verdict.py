@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from maseRT.report.estimates import Estimate, ratio
-from maseRT.report.schema import Interval, Report, Row, Timing
+from maseRT.report.schema import Interval, Report, Row, Task, Timing
 from maseRT.report.wording import count, is_share, metric_change, metric_name, names, row_title, significant
 
 _FLOATS = ("fp32", "fp16", "bf16")
@@ -40,7 +40,7 @@ def verdict(report: Report) -> str:
     if result is None or result.metrics is None:
         sentence = _nothing_ran(report)
     else:
-        sentence = f"{row_title(result, report.rows)} {_speeds(report, result)}{_quality(result, higher_is_better=report.task.higher_is_better)}"
+        sentence = f"{row_title(result, report.rows)} {_speeds(report, result)}{_quality(result, report.task)}"
         sentence += _stayed(report, result) + _missing_engine(report)
     return f"{sentence}{_warnings(report)}."
 
@@ -100,7 +100,7 @@ def _speeds(report: Report, result: Row) -> str:
     return f"is {' and '.join(phrases)}{also}"
 
 
-def _quality(result: Row, *, higher_is_better: bool) -> str:
+def _quality(result: Row, task: Task) -> str:
     found, metrics = result.difference, result.metrics
     if found is None or metrics is None:
         return ""
@@ -114,7 +114,7 @@ def _quality(result: Row, *, higher_is_better: bool) -> str:
     change = metric_change(found.metric, found.value, metrics.samples)
     ends = "" if found.interval is not None else " (no interval)"
     if not is_share(found.metric):
-        ends = f"{ends}, which is {'better' if (found.value > 0) == higher_is_better else 'worse'}"
+        ends = f"{ends}, which is {'better' if (found.value > 0) == task.higher_is_better else 'worse'}"
     return f" at {change} of {metric}{ends}"
 
 
@@ -147,7 +147,7 @@ def _nothing_ran(report: Report) -> str:
     sentence = f"No deployed model ran here{told}, so there is no speed to judge"
     simulated = next((row for row in reversed(report.ran()) if row.role == "simulated"), None)
     if simulated is not None and simulated.difference is not None:
-        sentence += f"; in simulation, {simulated.precision.upper()} comes out{_quality(simulated, higher_is_better=report.task.higher_is_better)}"
+        sentence += f"; in simulation, {simulated.precision.upper()} comes out{_quality(simulated, report.task)}"
     return sentence
 
 

@@ -188,7 +188,7 @@ def _decimals(samples: int) -> int:
 def _signed(value: float, decimals: int) -> str:
     """Return a number with its sign; one too small for its decimals gets more of them, unless it is float noise."""
     if float(f"{value:.{decimals}f}") == 0:
-        return _with_sign(float(f"{value:.1g}")) if abs(value) > _NOISE else "0"
+        return f"{float(f'{value:.1g}'):+g}".replace("-", "−") if abs(value) > _NOISE else "0"
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""Reports in the shape of real runs: a small CNN on the digits with a CPU, VGG7 on CIFAR-10 with a GPU, and odd ones."""
+"""Reports in the shape of real runs: a CNN on the digits with a CPU, VGG7 on CIFAR-10 with a GPU, and odd ones."""
 
 import math
 import random
@@ -412,7 +412,7 @@ def vgg7():
                 holds=False,
                 divergence={"layer": "feature_layers.6", "sqnr_db": 19.2, "before": "feature_layers.3", "compared": 9},
             ),
-        ],  # fmt: skip
+        ],
         "precision": {
             "runtime": "tensorrt",
             "version": "10.13.2",
