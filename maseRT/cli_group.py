@@ -95,7 +95,7 @@ def _ended(run: Callable[[], Any], name: str, listener: interrupts.Listener) -> 
     """Run a command, and turn every way it can end into one."""
     try:
         found = run()
-        if listener.asked:
+        if listener.asked or found == ExitCode.INTERRUPTED:  # typer's own word for it
             return _interrupted()
         if isinstance(found, Reply):
             return _Ending(value=found.value) if found.error is None else _failed(found.error, found.value)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maseRT.cli_group import Reply
 from maseRT.cli_options import JsonOption, JunitOption, ReportArgument
 from maseRT.errors import UsageError
+
+if TYPE_CHECKING:
+    from maseRT.report.schema import Report
 
 OutputFolder = Annotated[
     Path | None, typer.Option("--output", "-o", help="The folder to write to; default: where analyze wrote them.")
@@ -89,7 +93,7 @@ def compare(
     if len(runs) < 2:
         fix = "give two or more run folders, or report.json files"
         raise UsageError("one run cannot be compared", where="masert compare", fix=fix)
-    found = compared(_named({path: load_report(path) for path in runs}), allow_different_methods=allow)
+    found = compared(_named(runs, [load_report(path) for path in runs]), allow_different_methods=allow)
     if not as_json:
         print_table(found.table())
         for line in found.lines():
@@ -97,11 +101,14 @@ def compare(
     return Reply(found.as_dict())
 
 
-def _named(reports: dict[Path, Any]) -> dict[str, Any]:
-    """Return the reports by their runs' names; by their paths where two runs have one name."""
-    if len({found.run for found in reports.values()}) < len(reports):
-        return {str(path): found for path, found in reports.items()}
-    return {found.run: found for found in reports.values()}
+def _named(paths: Sequence[Path], reports: Sequence[Report]) -> dict[str, Report]:
+    """Return the reports by their runs' names; by their paths where two runs have one name, numbered if need be."""
+    names = [found.run for found in reports]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    return dict(zip(names, reports, strict=True))
 
 
 def audit(

@@ -28,6 +28,7 @@ epochs = 1
 learning_rate = 1e-3
 """
 
+UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}
 COMMANDS = ["train", "quantize", "calibrate", "finetune", "export", "build-engine", "analyze"]
 
 
@@ -132,21 +133,71 @@ def _listen_to_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_interrupted_ends_with_130(config):
-    command = [sys.executable, "-m", "maseRT.cli", "train", "--config", str(config), "--set", "train.epochs=500"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_listen_to_interrupts)
-    lock = Path("mase_output/tensorrt/quantization/digits/cache/lock")
-    while not lock.exists():
-        time.sleep(0.05)
-    for _ in range(30):  # an import that is under way may swallow the first one
+def training(epochs: int, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "maseRT.cli", "train", "--config", "digits.toml", f"--set=train.epochs={epochs}"]
+    return subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, text=True, preexec_fn=_listen_to_interrupts, env=UNBUFFERED
+    )
+
+
+def test_ctrl_c_finishes_the_epoch_and_the_next_run_goes_on_from_there(config):
+    process = training(30)
+    state = Path("mase_output/tensorrt/quantization/digits/ckpts/float_resume.safetensors")
+    while not state.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert stderr.splitlines()[-1] == "interrupted; what was done is kept"
+    assert "Traceback" not in stderr
+    result = invoke("train", "--config", config, "--set", "train.epochs=30", "--json")
+    assert "resuming after epoch" in result.stderr
+    assert json.loads(result.stdout)["epochs"] == 30
+    assert not state.exists()
+
+
+def test_ctrl_c_twice_stops_at_once_and_leaves_no_half_written_file(config):
+    process = training(500)
+    folder = Path("mase_output/tensorrt/quantization/digits")
+    while not (folder / "ckpts/float_resume.safetensors").exists():
+        time.sleep(0.01)
+    for _ in range(2):
         process.send_signal(signal.SIGINT)
-        try:
-            _, stderr = process.communicate(timeout=2)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+        time.sleep(0.02)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == ExitCode.INTERRUPTED
     assert "Traceback" not in stderr
+    assert list(folder.rglob(".partial-*")) == []
+
+
+IMPORTING = """
+import pathlib, time
+pathlib.Path("importing").touch()
+try:
+    for _ in range(100):
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    raise ImportError("cannot import what was interrupted")
+
+def make():
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_during_an_import_is_no_bug(config, times):
+    """However often it is pressed: importing code may turn the second one into another error."""
+    Path("mine.py").write_text(IMPORTING)
+    process = training(1, "--set", "model.name='mine:make'")
+    while not Path("importing").exists():
+        time.sleep(0.01)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    _, stderr = process.communicate(timeout=50)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "finishing an import; Ctrl-C again stops at once" in stderr
+    assert stderr.endswith("interrupted; what was done is kept\n")
 
 
 def test_a_bug_ends_with_its_log_and_no_traceback(config, monkeypatch):

@@ -1,0 +1,187 @@
+"""masert report, compare and audit, and what gates and findings do to the end of analyze."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from build import raw_report, row
+from typer.testing import CliRunner
+
+from maseRT.cli import app
+from maseRT.cli_outcomes import shortfall
+from maseRT.errors import ExitCode
+from maseRT.steps.pipeline import Outcome
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Callable[..., Path]:
+    """Writes the folder of a run, as analyze leaves it."""
+
+    def _run_folder(name: str = "run", spoil: Callable[[dict], object] = lambda raw: None) -> Path:
+        raw = raw_report() | {"run": name}
+        spoil(raw)
+        file = tmp_path / name / "json" / "report.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(raw))
+        return tmp_path / name
+
+    return _run_folder
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def energy_off(raw: dict) -> None:
+    """E is not P t any more: an error."""
+    next(each for each in raw["rows"] if each.get("energy"))["energy"]["joules_per_sample"] *= 3
+
+
+def busy(raw: dict) -> None:
+    """A figure that is less sure than it looks: a warning."""
+    row(raw, "onnxruntime-qdq")["timings"][0]["end_to_end"]["cov"] = 0.9
+
+
+def test_report_writes_where_analyze_does(run_folder, tmp_path):
+    folder = run_folder()
+    result = invoke("report", folder)
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").read_text().lstrip().startswith("<!")
+    assert "torch-fp32" in (folder / "report.md").read_text()
+    alone = tmp_path / "elsewhere.json"
+    alone.write_text((folder / "json/report.json").read_text())
+    assert invoke("report", alone).exit_code == 0
+    assert (tmp_path / "report.html").is_file()
+    assert invoke("report", folder / "json/report.json", "--output", tmp_path / "o").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["report.html", "report.md"]
+
+
+def test_report_prints_the_schema():
+    assert "Row" in json.loads(invoke("report", "--schema").stdout)["$defs"]
+
+
+@pytest.mark.parametrize("command", ["report", "audit"])
+def test_what_is_no_report_is_said(command, tmp_path):
+    result = invoke(command, tmp_path)
+    assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
+    assert "report.json" in result.stderr
+
+
+def test_a_sound_report_passes_the_audit(run_folder):
+    result = invoke("audit", run_folder(), "--strict")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "nothing contradicts itself" in result.stdout
+
+
+def test_an_error_ends_the_audit_with_5(run_folder, tmp_path):
+    folder = run_folder(spoil=energy_off)
+    result = invoke("audit", folder, "--junit", tmp_path / "junit.xml")
+    assert result.exit_code == ExitCode.CHECK
+    assert "audit error: " in result.stdout
+    assert "the audit has" in result.stderr
+    failures = [case.get("classname") for case in ElementTree.parse(tmp_path / "junit.xml").iter("failure")]
+    assert failures
+    found = json.loads(invoke("audit", folder, "--json").stdout)
+    assert "error" in {finding["severity"] for finding in found["findings"]}
+
+
+def test_a_warning_ends_the_audit_with_5_only_when_strict(run_folder):
+    folder = run_folder(spoil=busy)
+    found = json.loads(invoke("audit", folder, "--json").stdout)
+    severities = {finding["severity"] for finding in found["findings"]}
+    assert "warning" in severities
+    if severities == {"warning"}:
+        assert invoke("audit", folder).exit_code == 0
+    assert invoke("audit", folder, "--strict").exit_code == ExitCode.CHECK
+
+
+def test_compare_puts_runs_side_by_side(run_folder):
+    one, two = run_folder("one"), run_folder("two")
+    result = invoke("compare", one, two)
+    assert result.exit_code == 0, result.output
+    assert "two" in result.stdout
+    assert invoke("compare", one).exit_code == ExitCode.USAGE
+
+
+def test_compare_refuses_different_methods_unless_told(run_folder):
+    def threads(raw: dict) -> None:
+        for each in (each for each in raw["rows"] if "method" in each):
+            each["method"]["threads"] += 1
+
+    one, two = run_folder("one"), run_folder("two", threads)
+    result = invoke("compare", one, two)
+    assert result.exit_code != 0
+    assert "threads" in result.stderr
+    assert "--allow-different-methods" in result.stderr
+    assert invoke("compare", one, two, "--allow-different-methods").exit_code == 0
+
+
+def test_reports_need_neither_torch_nor_a_run(run_folder):
+    code = (
+        "import sys\nfrom maseRT.cli import main\ntry: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    for command in (["report"], ["audit"], ["compare", str(run_folder("other"))]):
+        arguments = [sys.executable, "-c", code, *command, str(run_folder(command[0]))]
+        result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        assert result.stdout.splitlines()[-1] == "0 False", result.stderr
+
+
+GATES = [
+    {"name": "max_size_mb", "row": "onnxruntime-qdq", "asked": "<= 1 MB", "got": "0.2 MB", "passed": True},
+    {"name": "max_latency_ms", "row": "onnxruntime-qdq", "asked": "<= 1 ms", "got": "2.5 ms", "passed": False},
+]
+FINDING = {"check": "spread", "severity": "warning", "row": "torch-fp32", "message": "the clock moved"}
+
+
+def outcome(**summary) -> Outcome:
+    return Outcome("analyze", "cached", "", 1.0, "nothing changed, skipped", summary, ())
+
+
+@pytest.mark.parametrize(
+    ("summary", "code", "strict_code"),
+    [
+        ({}, 0, 0),
+        ({"gates": GATES[:1]}, 0, 0),
+        ({"gates": GATES}, ExitCode.CHECK, ExitCode.CHECK),
+        ({"not_run": ["tensorrt-int8: no GPU"]}, 0, ExitCode.MISSING),
+        ({"findings": [FINDING]}, 0, ExitCode.CHECK),
+        ({"findings": [FINDING], "not_run": ["tensorrt-int8: no GPU"]}, 0, ExitCode.MISSING),
+        ({"gates": GATES, "not_run": ["tensorrt-int8: no GPU"]}, ExitCode.CHECK, ExitCode.CHECK),
+    ],
+)
+def test_what_falls_short(summary, code, strict_code):
+    ends = [shortfall([outcome(**summary)], strict=strict) for strict in (False, True)]
+    assert [end.exit_code if end else 0 for end in ends] == [code, strict_code]
+
+
+def test_each_gate_is_told_in_a_line(monkeypatch, tmp_path):
+    (tmp_path / "digits.toml").write_text(
+        '[model]\nname = "digits-cnn"\nrandom_weights = true\n[data]\nname = "digits"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("maseRT.steps.pipeline.Run.single", lambda *_: outcome(gates=GATES, findings=[FINDING]))
+    result = invoke("analyze", "--config", "digits.toml")
+    assert result.exit_code == ExitCode.CHECK
+    assert result.stdout.splitlines()[1:] == [
+        "gate passed: max_size_mb of onnxruntime-qdq: asked <= 1 MB, got 0.2 MB",
+        "gate FAILED: max_latency_ms of onnxruntime-qdq: asked <= 1 ms, got 2.5 ms",
+        "audit warning: spread: torch-fp32: the clock moved",
+    ]
+    assert "1 of 2 gates failed" in result.stderr
+    assert "max_latency_ms of onnxruntime-qdq: asked <= 1 ms, got 2.5 ms" in result.stderr
+
+
+def test_junit_needs_a_report(monkeypatch, tmp_path):
+    (tmp_path / "digits.toml").write_text(
+        '[model]\nname = "digits-cnn"\nrandom_weights = true\n[data]\nname = "digits"\n[quantize]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    result = invoke("transform", "--config", "digits.toml", "--junit", "junit.xml")
+    assert result.exit_code == ExitCode.USAGE
+    assert "there will be no report" in result.stderr
+    assert not (tmp_path / "mase_output").exists()
