@@ -1,13 +1,18 @@
 """Verify on a GPU what can only be verified there: which layers TensorRT parses, builds and runs as ONNX Runtime does.
 
     python scripts/gpu_verify.py --out DIR [--budget SECONDS] [--models mobilenetv3-small,transformer-classifier]
+                                 [--parts memory,layers] [--previous verify.json]
     python scripts/gpu_verify.py --out DIR --dry-run      # no GPU: parses and builds with tensorrt-rtx, runs nothing
 
-In the order of what is worth most, DIR/verify.json written after each part:
+In the order of what is worth most, DIR/verify.json written after each part; parts that --previous has are not done
+again, nor are layers of an unfinished last part:
     parse      every layer type in every precision, as exported; recurrent ones also with a fixed batch; whole models
     overhead   wall time of a call less the device's time, batch 1
     memory     device memory before and after 10,000 inferences
     kill       a build that is killed leaves no engine; the next one works
+    onnxruntime  FP32, FP16 and Q/DQ on the CUDA provider: agreement with the CPU's, copies, event times; and whether a
+               silent fallback to the CPU is detected
+    rebuild    an engine built in two processes, the second with the timing cache of the first
     layers     every form that parsed, built at a low optimization level and compared with ONNX Runtime on the CPU
 """
 
@@ -17,6 +22,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +102,9 @@ def write_forms(name: str, kind: str, folder: Path) -> dict[str, str]:
     torch.manual_seed(1)
     x = torch.randn(BATCH, *shape)
     precision, floats = KINDS[kind]
+    path = folder / f"{name}-{kind}.onnx"
+    if path.with_suffix(".npy").exists():  # of an earlier call
+        return {"exported": str(path), **other_forms(path)}
     try:
         from layer_cases import with_max_ranges
 
@@ -107,7 +116,6 @@ def write_forms(name: str, kind: str, folder: Path) -> dict[str, str]:
             plan = make_plan(model, x, QuantizeSection(precision=precision, float=floats), model_name=name)
             quantize_model(model, plan)
             with_max_ranges(model.eval(), x)
-        path = folder / f"{name}-{kind}.onnx"
         export_onnx(model, x, path, opset=OPSET)
         np.save(path.with_suffix(".npy"), x.numpy())
         return {"exported": str(path), **other_forms(path)}
@@ -155,14 +163,19 @@ def whole_models(names: list[str], work: Path, dry_run: bool) -> dict[str, dict[
 
 
 class Verifier:
-    def __init__(self, out: Path, *, dry_run: bool, deadline: float) -> None:
-        self.out, self.dry_run, self.deadline = out, dry_run, deadline
+    def __init__(self, out: Path, *, dry_run: bool, deadline: float, parts: set[str], found: dict[str, Any]) -> None:
+        self.out, self.dry_run, self.deadline, self.parts = out, dry_run, deadline, parts
         self.runtime = "tensorrt-rtx" if dry_run else "tensorrt"
         self.compiler = get_compiler(self.runtime)
-        self.found: dict[str, Any] = {}
+        self.found = found
 
     def part(self, name: str, work: Any) -> None:
         """Do a part, keep its result or its traceback, and say it."""
+        if (self.parts and name not in self.parts) or done(self.found.get(name)):
+            return
+        if time.time() > self.deadline:
+            print(f"== {name}: out of time", flush=True)
+            return
         start = time.time()
         try:
             self.found[name] = work()
@@ -208,8 +221,9 @@ class Verifier:
 
     def layers(self, files: dict[str, dict[str, str]]) -> dict[str, Any]:
         """Build and run the best form of each layer, in the order of `BUILDS`."""
-        found: dict[str, Any] = {}
-        names = sorted(files, key=lambda name: BUILDS.index(name.split("/")[1]))
+        before = self.found.get("layers", {})
+        found: dict[str, Any] = {name: told for name, told in before.items() if isinstance(told, dict)}
+        names = sorted(files.keys() - found.keys(), key=lambda name: BUILDS.index(name.split("/")[1]))
         for name in names:
             if time.time() > self.deadline:
                 found[name] = "out of time"
@@ -312,6 +326,100 @@ class Verifier:
         partial = [path.name for path in run.workspace.root.rglob(".partial-*")]
         return {**told, "again": done.returncode, "said": (done.stdout + done.stderr)[-500:], "partial": partial}
 
+    def rebuild(self, work: Path) -> dict[str, Any]:
+        """Build an engine without and with a timing cache, in a process each; return the seconds of the build calls."""
+        from gpu_bench.prepare import open_run, prepare, settle
+
+        options, job = Options(work, work / "out", self.dry_run, 1, math.inf), Job("vgg7", 64)
+        settle(job, options)
+        prepare(job, "fp16", options)
+        run = open_run(job, "fp16", options)
+        caches = work / "rebuild-timing"
+        shutil.rmtree(caches, ignore_errors=True)
+        command = [
+            sys.executable,
+            "-m",
+            "maseRT.cli",
+            "build-engine",
+            "-c",
+            str(run.config_path),
+            "-o",
+            str(work / "runs"),
+        ]
+        command += ["--run", run.workspace.run, "--force", "--set", f"build-engine.timing_caches={caches}"]
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        told: dict[str, Any] = {}
+        for name in ("cold", "warm"):
+            subprocess.run(command, env=env, check=True, capture_output=True)
+            sidecar = json.loads(run.workspace.sidecar.read_text())
+            told |= {f"{name}_s": sidecar["seconds"], f"{name}_notes": sidecar["notes"]}
+        return {**told, "times_faster": told["cold_s"] / told["warm_s"]}
+
+    def onnxruntime(self, work: Path) -> dict[str, Any]:
+        """Run files of all precisions on the CUDA provider, then one where its libraries are hidden from it."""
+        from gpu_bench.prepare import open_run, prepare, settle
+
+        from maseRT.agreement import agreement
+        from maseRT.onnxrt.kernels import kernels_of
+        from maseRT.onnxrt.providers import SessionSettings
+
+        options, job = Options(work, work / "out", self.dry_run, 1, math.inf), Job("vgg7", 64)
+        settle(job, options)
+        feed = {"input": np.load(options.data(job))["x_test"]}
+        device = "cpu" if self.dry_run else "cuda:0"
+        told: dict[str, Any] = {}
+        for precision in ("fp32", "fp16", "int8"):
+            prepare(job, precision, options)
+            path = open_run(job, precision, options).workspace.onnx
+            with OnnxRuntime().open(path, "cpu", optimization="disabled") as session:
+                wanted = session.infer(feed)["output"]
+            with OnnxRuntime().open(path, device) as session:
+                got = session.infer(feed)["output"]
+                times = session.bind(feed).device_times_ms(100)
+                told[precision] = {"nodes": dict(session.assigned), **agreement(wanted, got).as_dict()}
+            told[precision]["device_ms"] = float(np.median(times)) if times else None
+            told[precision]["kernels"] = kernels_of(path, device, SessionSettings()).describe()
+        return told if self.dry_run else {**told, "libraries hidden": fallback(path)}
+
+
+def fallback(path: Path) -> str:
+    """Say what opening a file on the GPU comes to in a process that does not find CUDA's libraries."""
+    code = (
+        "import sys; from pathlib import Path; from maseRT.runtimes.onnxruntime import OnnxRuntime\n"
+        "try: OnnxRuntime().open(Path(sys.argv[1]), 'cuda:0'); print('opened')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    libraries = [each for each in os.environ.get("LD_LIBRARY_PATH", "").split(":") if "nvidia" not in each]
+    env = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
+    env["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=env, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr)[-500:]
+
+
+def done(told: Any) -> bool:
+    """Tell whether an earlier call has finished a part."""
+    return bool(told) and not (isinstance(told, dict) and ("error" in told or "out of time" in told.values()))
+
+
+def goals(found: dict[str, Any]) -> dict[str, str]:
+    """Return what was to be reached, and whether it is."""
+    told = {}
+
+    def goal(name: str, part: str, key: str, reached: Any) -> None:
+        value = found.get(part, {}).get(key)
+        told[name] = "not measured" if value is None else f"{'reached' if reached(value) else 'MISSED'}: {value}"
+
+    goal("overhead of a call below 30 us", "overhead", "tensors_overhead_us", lambda us: us < 30)
+    goal("memory flat over 10,000 inferences", "memory", "flat", bool)
+    goal("the build after a killed one works", "kill", "again", lambda code: code == 0)
+    goal("a warm timing cache builds 4 times as fast", "rebuild", "times_faster", lambda times: times >= 4)
+    goal("a silent fallback to the CPU is detected", "onnxruntime", "libraries hidden", lambda t: "CheckError" in t)
+    layers = found.get("layers", {})
+    agree = [name for name, each in layers.items() if isinstance(each, dict) and each.get("agrees")]
+    others = sorted(layers.keys() - set(agree))
+    told["layers that agree with ONNX Runtime"] = f"{len(agree)} of {len(layers)}; not: {', '.join(others) or 'none'}"
+    return told
+
 
 def summary(found: dict[str, dict[str, str]]) -> dict[str, str]:
     """Return form -> how many of how many parse."""
@@ -344,6 +452,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=400)
     parser.add_argument("--models", default=MODELS, help="models to parse whole")
     parser.add_argument("--only", default="", help="layers, by name")
+    parser.add_argument("--parts", default="", help="some parts alone")
+    parser.add_argument("--previous", type=Path, help="verify.json of an earlier call")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     deadline = time.time() + options.budget
@@ -359,13 +469,20 @@ def main() -> None:
         files = {f"{name}/{kind}": forms for (name, kind), forms in zip(pairs, made, strict=True)}
         whole = models.result()
     print(f"exported in {time.time() - start:.0f} s", flush=True)
-    verifier = Verifier(options.out, dry_run=options.dry_run, deadline=deadline)
+    previous = json.loads(options.previous.read_text()) if options.previous and options.previous.is_file() else {}
+    parts = set(filter(None, options.parts.split(",")))
+    verifier = Verifier(options.out, dry_run=options.dry_run, deadline=deadline, parts=parts, found=previous)
     verifier.part("parse", lambda: verifier.parse({**whole, **files}))
     if not options.dry_run:
         verifier.part("overhead", lambda: verifier.overhead(files))
         verifier.part("memory", lambda: verifier.memory(files))
     verifier.part("kill", lambda: verifier.kill(options.work))
+    verifier.part("onnxruntime", lambda: verifier.onnxruntime(options.work))
+    verifier.part("rebuild", lambda: verifier.rebuild(options.work))
     verifier.part("layers", lambda: verifier.layers(files))
+    verifier.found["goals"] = goals(verifier.found)
+    verifier.save()
+    print(json.dumps(verifier.found["goals"], indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ batches = 1
 methods = ["max"]
 [export]
 opset = {EDGE_OPSET}
+targets = ["tensorrt"]
 [build-engine]
 on_mismatch = "warn"
 runtime = "{options.runtime}"
