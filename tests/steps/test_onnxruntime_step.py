@@ -97,10 +97,11 @@ def test_the_report_has_a_row_for_every_mode_with_its_kernels(made):
     _, outcomes = made
     rows = {row["name"]: row for row in outcomes["analyze"].summary["rows"]}
     for mode in MODES:
-        assert rows[f"onnxruntime-{mode}"]["kernels"]["operators"]
-    assert rows["onnxruntime-qdq"]["kernels"]["integer_convolutions"] == 3
-    assert rows["onnxruntime-fp32"]["kernels"]["integer_convolutions"] == 0
-    assert "kernels" not in rows["torch-fp32"]
+        assert rows[f"onnxruntime-{mode}"]["provider"]["kernels"]["operators"]
+    assert rows["onnxruntime-qdq"]["provider"]["kernels"]["integer_convolutions"] == 3
+    assert rows["onnxruntime-int8"]["provider"]["kernels"]["integer_convolutions"] == 3
+    assert rows["onnxruntime-fp32"]["provider"]["kernels"]["integer_convolutions"] == 0
+    assert "provider" not in rows["torch-fp32"]
 
 
 def test_a_second_run_does_nothing_and_a_changed_section_does(made):

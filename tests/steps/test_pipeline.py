@@ -180,16 +180,17 @@ def test_a_disk_that_fills_up(empty, monkeypatch):
 def test_the_report_holds_every_row_and_says_why_one_did_not_run(pristine):
     report = json.loads(pristine.workspace.report.read_text())
     rows = {row["name"]: row for row in report["rows"]}
-    assert list(rows) == ["torch-fp32", "torch-int8", "onnxruntime-fp32", "onnxruntime-int8", "tensorrt-int8"]
+    simulated = ["torch-int8-ptq", "torch-int8"]
+    assert list(rows) == ["torch-fp32", *simulated, "onnxruntime-fp32", "onnxruntime-int8", "tensorrt-int8"]
     assert "[build-engine]" in rows["tensorrt-int8"]["not_run"]
-    for name in list(rows)[:4]:
+    for name in list(rows)[:5]:
         assert rows[name]["metrics"]["samples"] == 270
-        assert rows[name]["metrics"]["accuracy"] > 0.9
-        assert rows[name]["latency"]["iterations"] == 3
-    for name in ("torch-int8", "onnxruntime-int8"):
+        assert rows[name]["metrics"]["values"]["accuracy"] > 0.9
+        assert len(rows[name]["timings"]) == (0 if name in simulated else 1)
+    for name in (*simulated, "onnxruntime-int8"):
         assert rows[name]["agreement"]["label_agreement"] > 0.95
-    text = pristine.workspace.report_markdown.read_text()
-    assert all(name in text for name in rows)
+    for page in (pristine.workspace.report_markdown, pristine.workspace.report_html):
+        assert all(name in page.read_text() for name in rows)
 
 
 def test_the_plan_keeps_placement_data_for_later_targets(pristine):
