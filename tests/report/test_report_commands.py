@@ -131,6 +131,14 @@ def test_reports_need_neither_torch_nor_a_run(run_folder):
         assert result.stdout.splitlines()[-1] == "0 False", result.stderr
 
 
+CONFIG = """
+[model]
+name = "digits-cnn"
+random_weights = true
+[data]
+name = "digits"
+[quantize]
+"""
 GATES = [
     {"name": "max_size_mb", "row": "onnxruntime-qdq", "asked": "<= 1 MB", "got": "0.2 MB", "passed": True},
     {"name": "max_latency_ms", "row": "onnxruntime-qdq", "asked": "<= 1 ms", "got": "2.5 ms", "passed": False},
