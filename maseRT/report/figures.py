@@ -260,7 +260,7 @@ def throughput(report: Report) -> Figure | None:
     batches = sorted({timing.batch for row in rows for timing in row.timings})
     layout = _layout(
         xaxis=_axis("batch size", type="log", tickvals=batches, ticktext=[str(batch) for batch in batches]),
-        yaxis=_axis("samples per second", type="log"),
+        yaxis=_axis("samples per second", type="log", dtick="D2", exponentformat="SI"),
     )
     facts = "; ".join(
         f"{row.name} " + ", ".join(f"{significant(each.throughput)} at {each.batch}" for each in by_batch[row.name])
@@ -303,11 +303,15 @@ def precision_strip(precision: Precision) -> Figure | None:
         "ygap": 4,
         "hoverinfo": "text",
         "hovertext": hover,
-        **({"text": [[_SHORT[level] for level in row] for row in levels], "texttemplate": "%{text}"} if few else {}),
     }
     shown = [level for level in _LEVELS if any(level in row for row in levels)]
     differ = [position for position, layer in enumerate(layers) if layer.verdict == "differs"]
-    traces = [heat, *(_legend_entry(level) for level in shown), *([_differs(differ)] if differ else [])]
+    traces = [
+        heat,
+        *([_labels(levels)] if few else []),
+        *(_legend_entry(level) for level in shown),
+        *([_differs(differ)] if differ else []),
+    ]
     timed = any(layer.ms is not None for layer in layers)
     if timed:
         traces.append(
@@ -356,6 +360,21 @@ def precision_strip(precision: Precision) -> Figure | None:
         height=(420 if timed else 300) + (40 if few else 0),
         min_width=max(300, min(24 * len(layers), 900)) if few else 640,
     )
+
+
+def _labels(levels: Sequence[Sequence[str]]) -> Trace:
+    """Return the words in the strip's cells, each in a colour that reads on its cell's."""
+    cells = [(x, y, level) for y, row in enumerate(levels) for x, level in enumerate(row)]
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": [x for x, _, _ in cells],
+        "y": [y for _, y, _ in cells],
+        "text": [_SHORT[level] for _, _, level in cells],
+        "textfont": {"color": [f"var(--on-{level})" for _, _, level in cells]},
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
 
 
 def _legend_entry(level: str) -> Trace:

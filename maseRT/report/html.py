@@ -227,8 +227,8 @@ def _cost_cards(report: Report, result: Row) -> list[Card]:
 def _aside(report: Report, shown: Sequence[Column]) -> Table | None:
     aside = [column for column in shown if column.shown == "aside"]
     header = ("row", *(column.title for column in aside))
-    rows = [
-        (row.name, *(column.cells[index] for column in aside))
+    rows: list[list[str | Cell]] = [
+        [row.name, *(column.cells[index] for column in aside)]
         for index, row in enumerate(report.rows)
         if any(column.cells[index].text for column in aside)
     ]

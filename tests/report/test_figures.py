@@ -64,12 +64,13 @@ def test_the_front_holds_what_nothing_beats_in_both():
 def test_the_strip_shows_what_runs_of_its_own_and_marks_what_differs():
     report = make(reports.vgg7())
     figure = precision_strip(report.precision)
-    heat, marks = figure.data[0], figure.data[-2]
+    heat, labels, marks = figure.data[0], figure.data[1], figure.data[-2]
     shown = [each for each in report.precision.layers if each.verdict not in ("fused", "nothing to run")]
     assert len(heat["x"]) == len(shown)
     place = [each.name for each in shown].index("feature_layers.6")
     assert marks["x"] == [place]
-    assert [row[place] for row in heat["text"]] == ["16", "8", "8"]  # executed, exported, asked
+    words = dict(zip(zip(labels["x"], labels["y"], strict=True), labels["text"], strict=True))
+    assert [words[place, stage] for stage in range(3)] == ["16", "8", "8"]  # executed, exported, asked
     assert figure.data[-1]["y"] == [each.ms for each in shown]
 
 
