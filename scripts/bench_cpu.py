@@ -15,7 +15,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,7 @@ from maseRT.config import ModelSection, QuantizeSection
 from maseRT.hardware import cpu
 from maseRT.models import build_model
 from maseRT.onnx_export import export_onnx
-from maseRT.onnxrt.forms import cpu_form, symmetric_form
+from maseRT.onnxrt.forms import cpu_form, openvino_form
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import SessionSettings
 from maseRT.onnxrt.quantizers import StaticSettings, preprocess, quantize_dynamic, quantize_static
@@ -134,8 +134,12 @@ def prepare(name: str, folder: Path) -> Files:
     load_amax(quantized, amax_from_histograms(histograms, lambda tensor: Method("max")))
     export_onnx(quantized, x[:2], files.path("symmetric"), opset=20)
     model = onnx.load(files.path("symmetric"))
-    onnx.save(cpu_form(model, lambda m, names: measure_ranges(m, names, files.feeds()))[0], files.path("cpu"))
-    onnx.save(symmetric_form(model)[0], files.path("openvino"))
+
+    def ranges_of(m: onnx.ModelProto, names: Sequence[str]) -> Mapping[str, tuple[float, float]]:
+        return measure_ranges(m, names, files.feeds())
+
+    onnx.save(cpu_form(model, ranges_of)[0], files.path("cpu"))
+    onnx.save(openvino_form(model, ranges_of)[0], files.path("openvino"))
     preprocess(files.path("float"), files.path("prepared"))
     quantize_static(files.path("prepared"), files.path("static"), files.feeds(), StaticSettings())
     quantize_dynamic(files.path("prepared"), files.path("dynamic"))

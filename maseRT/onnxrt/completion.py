@@ -1,7 +1,8 @@
-"""Q/DQ pairs that ONNX Runtime's CPU provider wants beyond those of the symmetric form.
+"""Q/DQ pairs that CPU kernels want beyond those of the symmetric form.
 
 TensorRT fuses a convolution with what follows it in float and quantizes at the end. ONNX Runtime's integer kernels read
 and write integers: a convolution, addition, concatenation or pool without a QuantizeLinear behind it runs in float.
+OpenVINO fuses a convolution with activations and additions as TensorRT does, but not with pools.
 """
 
 from __future__ import annotations
@@ -102,6 +103,22 @@ def incomplete_tensors(graph: Graph) -> list[Incomplete]:
         readers = graph.readers(tensor)
         if graph.is_output(tensor) or not all(reader.op_type == "QuantizeLinear" for reader in readers):
             found[tensor] = Incomplete(tensor, reason, _shared_range(graph, tensor))
+    return list(found.values())
+
+
+def incomplete_around_pools(graph: Graph) -> list[Incomplete]:
+    """Return the tensors that need a Q/DQ pair so that OpenVINO's convolutions write integers wherever they can.
+
+    Those are outputs that are rounded anyway, but only behind a max pool or a reshaping, and what a global pool reads.
+    To be called when the global pools are written as such.
+    """
+    found = {entry.tensor: entry for entry in incomplete_tensors(graph) if entry.like is not None}
+    for node in graph.nodes:
+        tensor = node.input[0] if node.op_type == "GlobalAveragePool" else ""
+        if not tensor or tensor in found or is_dequantized(graph, tensor) or not is_nonnegative(graph, tensor):
+            continue
+        if _shared_range(graph, node.output[0]) is not None:
+            found[tensor] = Incomplete(tensor, "input of a global pool between INT8 layers", None)
     return list(found.values())
 
 

@@ -11,14 +11,16 @@ from onnx import ModelProto
 
 from maseRT.onnxrt.biases import make_room_for_biases, quantize_biases
 from maseRT.onnxrt.completion import (
+    Incomplete,
     complete,
+    incomplete_around_pools,
     incomplete_tensors,
     keep_relus_apart,
     use_global_pools,
 )
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.pads import absorb_pads
-from maseRT.onnxrt.unsigned import Range, make_unsigned, signed_tensors
+from maseRT.onnxrt.unsigned import Range, make_unsigned, refine_nonnegative, signed_tensors
 from maseRT.onnxrt.weights import round_float_weights, store_weights_as_int8, transpose_weights
 
 RangesOf = Callable[[ModelProto, Sequence[str]], Mapping[str, Range]]
@@ -36,6 +38,7 @@ class Form:
         added: activations that are newly rounded, and why; with their ranges where these were measured.
         int8_weights: weights stored as integers; no value changes.
         rounded_weights: weights stored as float numbers on the INT8 grid, for kernels that only exist in float.
+        rounded_biases: the kernels add the biases of INT8 products as int32.
         int32_biases: biases of matrix products with a float result, stored as int32.
         coarsened_channels: weight channels next to zero, with larger steps so that their bias fits into int32.
         global_pools: means over all positions written as global pools; the sums are the same but for their order.
@@ -47,6 +50,7 @@ class Form:
     added: tuple[tuple[str, str, Range | None], ...] = ()
     int8_weights: int = 0
     rounded_weights: int = 0
+    rounded_biases: bool = False
     int32_biases: int = 0
     coarsened_channels: int = 0
     global_pools: int = 0
@@ -66,7 +70,7 @@ class Form:
             )
         if self.added:
             said.append(f"{len(self.added)} more activations are rounded to uint8, for integer kernels on both sides")
-        if self.refined or self.fitted or self.shifted:
+        if self.rounded_biases:
             said.append("the biases of INT8 products are rounded to int32, in steps of input step x weight step")
         if self.coarsened_channels:
             said.append(f"{self.coarsened_channels} weight channels next to zero have larger steps, for their bias")
@@ -82,17 +86,31 @@ class Form:
             "added": [{"tensor": t, "reason": r, "range": list(ends) if ends else None} for t, r, ends in self.added],
             "int8_weights": self.int8_weights,
             "rounded_weights": self.rounded_weights,
+            "rounded_biases": self.rounded_biases,
             "int32_biases": self.int32_biases,
             "coarsened_channels": self.coarsened_channels,
             "global_pools": self.global_pools,
         }
 
 
-def symmetric_form(model: ModelProto) -> tuple[ModelProto, Form]:
-    """Return the exported model with its weights as INT8 initializers: for OpenVINO. No value changes."""
-    graph = Graph(_copy(model))
+def openvino_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
+    """Return the model in the form that OpenVINO's CPU plugin has integer kernels for.
+
+    It keeps signed activations symmetric: a zero point that is not 0 costs time there, and in release 2026.4 a
+    convolution whose result is rounded and has another reader loses the bias of all channels but the first.
+
+    Args:
+        model: exported, with symmetric int8 Q/DQ pairs; not changed.
+        ranges_of: measures the tensors that need a range of their own.
+    """
+    graph, pools = _prepared(model)
+    tensors = incomplete_around_pools(graph)
+    ranges = _measured(graph, tensors, [], ranges_of)
+    complete(graph, tensors, ranges)
+    refined = refine_nonnegative(graph)
     stored = store_weights_as_int8(graph)
-    return graph.finish(), Form(int8_weights=stored)
+    form = Form(refined=refined, added=_described(tensors, ranges), int8_weights=stored, global_pools=pools)
+    return graph.finish(), form
 
 
 def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
@@ -102,13 +120,9 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
         model: exported, with symmetric int8 Q/DQ pairs; not changed.
         ranges_of: measures the tensors that need a range of their own.
     """
-    graph = Graph(onnx.shape_inference.infer_shapes(model))
-    pools = use_global_pools(graph)
-    absorb_pads(graph)
-    graph = Graph(graph.finish())
+    graph, pools = _prepared(model)
     tensors = incomplete_tensors(graph)
-    unknown = list(dict.fromkeys([*(e.tensor for e in tensors if e.like is None), *signed_tensors(graph)]))
-    ranges = ranges_of(graph.finish(), unknown) if unknown else {}
+    ranges = _measured(graph, tensors, signed_tensors(graph), ranges_of)
     complete(graph, tensors, ranges)
     unsigned = make_unsigned(graph, ranges)
     coarsened = make_room_for_biases(graph)
@@ -117,21 +131,34 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
     stored = store_weights_as_int8(graph)
     rounded = round_float_weights(graph)
     transpose_weights(graph)
-    added = tuple((e.tensor, e.reason, ranges.get(e.tensor) if e.like is None else None) for e in tensors)
     return graph.finish(), Form(
         refined=unsigned.refined,
         fitted=unsigned.fitted,
         shifted=unsigned.shifted,
-        added=added,
+        added=_described(tensors, ranges),
         int8_weights=stored - rounded,
         rounded_weights=rounded,
+        rounded_biases=True,
         int32_biases=biases,
         coarsened_channels=coarsened,
         global_pools=pools,
     )
 
 
-def _copy(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
+def _prepared(model: ModelProto) -> tuple[Graph, int]:
+    """Return a copy with global pools and paddings as kernels know them, and how many pools were written anew."""
+    graph = Graph(onnx.shape_inference.infer_shapes(model))
+    pools = use_global_pools(graph)
+    absorb_pads(graph)
+    return Graph(graph.finish()), pools
+
+
+def _measured(
+    graph: Graph, tensors: Sequence[Incomplete], others: Sequence[str], ranges_of: RangesOf
+) -> Mapping[str, Range]:
+    unknown = list(dict.fromkeys([*(entry.tensor for entry in tensors if entry.like is None), *others]))
+    return ranges_of(graph.finish(), unknown) if unknown else {}
+
+
+def _described(tensors: Sequence[Incomplete], ranges: Mapping[str, Range]) -> tuple[tuple[str, str, Range | None], ...]:
+    return tuple((e.tensor, e.reason, ranges.get(e.tensor) if e.like is None else None) for e in tensors)

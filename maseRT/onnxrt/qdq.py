@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from maseRT.onnxrt.graph import Graph
+from maseRT.errors import StepError
+from maseRT.onnxrt.graph import Array, Graph
 
 PRODUCTS = frozenset(("Conv", "Gemm", "MatMul"))
 """The operators that ONNX Runtime's CPU provider has integer kernels for, with a weight."""
@@ -30,6 +31,18 @@ def symmetric_pairs(graph: Graph) -> list[NodeProto]:
         if readers and all(reader.op_type == "DequantizeLinear" for reader in readers):
             found.append(node)
     return found
+
+
+def scale_of(graph: Graph, quantize: NodeProto) -> Array:
+    """Return the scale of one of `symmetric_pairs`, without dimensions.
+
+    Raises:
+        StepError: it is computed.
+    """
+    scale = graph.constant(quantize.input[1])
+    if scale is None:
+        raise StepError("the scale of a QuantizeLinear is not a constant", where=quantize.name)
+    return scale.reshape(())
 
 
 def weight_dequantizers(graph: Graph) -> list[NodeProto]:

@@ -1,4 +1,4 @@
-"""Signed activations made unsigned: ONNX Runtime's CPU kernels multiply uint8 by int8, and hardly any int8 by int8."""
+"""Activations made unsigned: all 255 steps for those that are never negative, and what kernels of uint8 need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from maseRT.onnxrt.bounds import is_nonnegative, upper_bound
 from maseRT.onnxrt.graph import Graph
-from maseRT.onnxrt.qdq import symmetric_pairs
+from maseRT.onnxrt.qdq import scale_of, symmetric_pairs
 
 _LEVELS = 255
 _CLEARLY_LESS = 0.95
@@ -40,47 +40,67 @@ def signed_tensors(graph: Graph) -> list[str]:
     return [tensor for tensor in dict.fromkeys(tensors) if not is_nonnegative(graph, tensor)]
 
 
+def refine_nonnegative(graph: Graph) -> tuple[str, ...]:
+    """Turn the symmetric int8 pairs of activations that are never negative into uint8; returns these.
+
+    OpenVINO wants no more than that: it multiplies int8 by int8 as well, and zero points are work for it.
+    """
+    # Asked before anything changes: a pair that is already unsigned would hide what lies behind it.
+    pairs = [node for node in symmetric_pairs(graph) if is_nonnegative(graph, node.input[0])]
+    for node in pairs:
+        _refine(graph, node)
+    return tuple(node.input[0] for node in pairs)
+
+
 def make_unsigned(graph: Graph, ranges: Mapping[str, Range]) -> Unsigned:
     """Turn every symmetric int8 Q/DQ pair of an activation into uint8.
+
+    ONNX Runtime's CPU kernels multiply uint8 by int8, and hardly any int8 by int8.
 
     Args:
         graph: edited.
         ranges: least and greatest value of the signed activations; a pair keeps its range without one.
     """
-    refined: list[str] = []
+    signed = set(signed_tensors(graph))
+    refined = refine_nonnegative(graph)
     fitted: list[str] = []
     shifted: list[str] = []
-    # Asked before anything changes: a pair that is already unsigned would hide what lies behind it.
-    pairs = [(node, is_nonnegative(graph, node.input[0])) for node in symmetric_pairs(graph)]
+    pairs = [node for node in symmetric_pairs(graph) if node.input[0] in signed]
     shared = _ranges_by_scale(pairs, ranges)
-    for node, nonnegative in pairs:
-        scale = graph.constant(node.input[1])
-        if scale is None:
-            continue
-        tensor, name, zero = node.input[0], node.input[1], 128
-        amax = float(scale.reshape(())) * 127
-        if nonnegative:
-            refined.append(tensor)
-            step, zero = unsigned_step(amax, upper_bound(graph, tensor)), 0
-            name = graph.shared_constant(f"{name}_unsigned", np.array(step, scale.dtype))
-        elif (fit := _fit(shared.get(name), amax)) is not None:
-            fitted.append(tensor)
+    for node in pairs:
+        name = node.input[1]
+        scale = scale_of(graph, node)
+        fit = _fit(shared.get(name), float(scale) * 127)
+        if fit is not None:
+            fitted.append(node.input[0])
             step, zero = fit
             name = graph.shared_constant(f"{name}_fitted", np.array(step, scale.dtype))
+            _requantize(graph, node, name, zero)
         else:
-            shifted.append(tensor)
-        zero_point = graph.shared_constant(f"zero_point_{zero}", np.array(zero, np.uint8))
-        for pair_node in (node, *graph.readers(node.output[0])):
-            graph.set_input(pair_node, 1, name)
-            graph.set_input(pair_node, 2, zero_point)
-    return Unsigned(tuple(refined), tuple(fitted), tuple(shifted))
+            shifted.append(node.input[0])
+            _requantize(graph, node, name, 128)
+    return Unsigned(refined, tuple(fitted), tuple(shifted))
 
 
-def _ranges_by_scale(pairs: list[tuple[NodeProto, bool]], ranges: Mapping[str, Range]) -> dict[str, Range]:
+def _refine(graph: Graph, node: NodeProto) -> None:
+    scale = scale_of(graph, node)
+    step = unsigned_step(float(scale) * 127, upper_bound(graph, node.input[0]))
+    _requantize(graph, node, graph.shared_constant(f"{node.input[1]}_unsigned", np.array(step, scale.dtype)), 0)
+
+
+def _requantize(graph: Graph, node: NodeProto, scale: str, zero: int) -> None:
+    """Give a QuantizeLinear and what reads it another scale and a uint8 zero point."""
+    zero_point = graph.shared_constant(f"zero_point_{zero}", np.array(zero, np.uint8))
+    for pair_node in (node, *graph.readers(node.output[0])):
+        graph.set_input(pair_node, 1, scale)
+        graph.set_input(pair_node, 2, zero_point)
+
+
+def _ranges_by_scale(pairs: list[NodeProto], ranges: Mapping[str, Range]) -> dict[str, Range]:
     """Return one range per scale: pairs that share one, such as those around a max pool, go on sharing it."""
     found: dict[str, Range] = {}
-    for node, nonnegative in pairs:
-        if not nonnegative and node.input[0] in ranges:
+    for node in pairs:
+        if node.input[0] in ranges:
             low, high = ranges[node.input[0]]
             before = found.get(node.input[1], (low, high))
             found[node.input[1]] = min(low, before[0]), max(high, before[1])
