@@ -39,6 +39,11 @@ class Measured:
         calls = [calls for times in self.times.values() for calls in (*times.wall, *(times.device or []))]
         return sum(map(sum, calls)) / 1000
 
+    @property
+    def all_seconds(self) -> float:
+        """On the clock, energy included."""
+        return self.seconds + (self.energy.seconds if isinstance(self.energy, Energy) else 0.0)
+
 
 def measure(
     workers: Mapping[str, Worker],

@@ -59,7 +59,7 @@ def row_of(
         metrics=metrics_of({**metrics.as_dict(), "confusion": metrics.confusion}),
         provider=_provider(artifact, opened),
         method=method.model_copy(update={"versions": method.versions | opened.versions}),
-        seconds=shown.seconds[name] + opened.seconds + (measured.seconds if measured else 0.0),
+        seconds=shown.seconds[name] + opened.seconds + (measured.all_seconds if measured else 0.0),
         measured_seconds=measured.seconds if measured else 0.0,
         **rest,
     )

@@ -33,6 +33,8 @@ initial_learning_rate = 1e-4
 runtimes = ["torch", "onnxruntime", "tensorrt"]
 warmup = 1
 iterations = 3
+seconds = 0.0
+isolate = false
 """
 
 

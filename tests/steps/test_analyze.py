@@ -1,0 +1,81 @@
+"""analyze: one evaluation for all rows, whatever process they run in; the report; gates that need no new measurement."""
+
+import pytest
+
+from maseRT.checkpoints import load_tensors, save_tensors
+from maseRT.report.files import load_report
+
+DROP = "gate.max_accuracy_drop=0.1"
+IMPOSSIBLE = "gate.max_latency_ms=1e-6"
+
+
+def _report(project):
+    return load_report(project.workspace.root)
+
+
+def test_rows_in_processes_of_their_own_answer_as_rows_in_this_one(finished):
+    before = {row.name: row for row in _report(finished).rows}
+    finished.single("analyze", "analyze.isolate=true")
+    report = _report(finished)
+    assert [row.name for row in report.rows] == list(before)
+    for row in report.ran():
+        assert row.metrics == before[row.name].metrics
+        assert row.method.isolated == (row.role != "simulated")
+        assert report.samples.evaluated == row.metrics.samples == 270
+
+
+def test_what_ran_is_compared_with_the_float_model(finished):
+    report = _report(finished)
+    assert report.baseline == "torch-fp32"
+    assert report.result == "onnxruntime-int8"
+    base, result = report.row(report.baseline), report.row(report.result)
+    assert base.difference is None
+    assert result.difference.metric == "accuracy"
+    change = result.metrics.values["accuracy"] - base.metrics.values["accuracy"]
+    assert result.difference.value == pytest.approx(change)
+    assert result.difference.interval.low <= change <= result.difference.interval.high
+    ratio = base.timings[0].end_to_end.p50_ms / result.timings[0].end_to_end.p50_ms
+    assert result.timings[0].ratio == pytest.approx(ratio, rel=0.5)
+    assert result.provider.got[0] == "CPUExecutionProvider"
+    assert result.method.versions["onnxruntime"]
+    assert sum(map(sum, result.metrics.confusion)) == 270
+
+
+def test_every_batch_size_is_measured(finished):
+    finished.single("analyze", "analyze.batch_sizes=[1, 300]")
+    report = _report(finished)
+    assert [timing.batch for timing in report.row("onnxruntime-int8").timings] == [1, 300]
+
+
+def test_a_limit_on_batches_is_told(finished):
+    finished.single("analyze", "analyze.batches=1")
+    samples = _report(finished).samples
+    assert (samples.evaluated, samples.available) == (128, 270)
+
+
+def test_new_gates_judge_the_old_measurement(finished):
+    outcome = finished.single("analyze", DROP)
+    assert [gate["passed"] for gate in outcome.summary["gates"]] == [True]
+    measured = _report(finished).created
+    outcome = finished.single("analyze", DROP, IMPOSSIBLE)
+    assert outcome.status == "cached"
+    assert {gate["name"]: gate["passed"] for gate in outcome.summary["gates"]} == {
+        "max_accuracy_drop": True,
+        "max_latency_ms": False,
+    }
+    report = _report(finished)
+    assert report.created == measured
+    assert report.config["gate"] == {"max_accuracy_drop": 0.1, "max_latency_ms": 1e-6}
+    assert "max_latency_ms" in finished.workspace.report_markdown.read_text()
+    assert finished.single("analyze", DROP, IMPOSSIBLE).status == "cached"
+
+
+def test_a_broken_range_is_found_by_the_ladder(finished):
+    workspace = finished.workspace
+    tensors, metadata = load_tensors(workspace.calibrated_checkpoint, made_by="calibrate")
+    tensors["conv2.input_quantizer.amax"] = tensors["conv2.input_quantizer.amax"] / 30
+    save_tensors(workspace.calibrated_checkpoint, tensors, metadata)
+    finished.single("analyze", force=True)
+    rung = _report(finished).drift[0]
+    assert (rung.source, rung.target, rung.holds) == ("torch-fp32", "torch-int8-ptq", False)
+    assert rung.divergence.layer == "conv2"
