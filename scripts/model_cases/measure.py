@@ -91,7 +91,7 @@ def _accuracies(context: Context) -> dict[str, float | None]:
     """Return test accuracies: of the float model, after calibration alone, and what the report says of every row."""
     workspace = context.workspace
     report = read_json(workspace.report, made_by="analyze")
-    rows = {row["name"]: (row.get("metrics") or {}).get("accuracy") for row in report["rows"]}
+    rows = {row["name"]: row["metrics"]["values"]["accuracy"] for row in report["rows"] if row.get("metrics")}
     found: dict[str, float | None] = {"float": rows.get("torch-fp32")}
     setting = set_up(context)
     model, _ = rebuild(
