@@ -42,12 +42,14 @@
   let opened = [];
   addEventListener("beforeprint", () => {
     printing = true;
+    document.documentElement.dataset.printing = "true"; // light colours from here on, though the screen's still apply
     opened = [...document.querySelectorAll("details:not([open])")];
     opened.forEach((details) => { details.open = true; });
     drawAll();
   });
   addEventListener("afterprint", () => {
     printing = false;
+    delete document.documentElement.dataset.printing;
     opened.forEach((details) => { details.open = false; });
     drawAll();
   });
