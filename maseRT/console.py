@@ -41,6 +41,14 @@ out = _PipeConsole(highlight=False, soft_wrap=True, width=10_000)  # results are
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class _PlainHandler(logging.Handler):
+    """Messages for a pipe or a file: a line each, never folded."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        err.print(f"{record.levelname} {self.format(record)}", markup=False, emoji=False)
+
+
 class _CountColumn(ProgressColumn):
     """How many are done, of how many."""
 
@@ -169,7 +177,9 @@ def reporting(*, quiet: bool) -> Iterator[Reporter]:
 def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send the messages of maseRT to stderr."""
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    handler = RichHandler(console=err, show_time=False, show_path=False, markup=False)
+    handler: logging.Handler = _PlainHandler()
+    if sys.stderr.isatty():
+        handler = RichHandler(console=err, show_time=False, show_path=False, markup=False)
     handler.setLevel(level)
     logger = logging.getLogger("maseRT")
     logger.handlers = [handler]

@@ -181,3 +181,12 @@ print_json("train", {"loss": 1.5})
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == {"schema": 1, "command": "train", "loss": 1.5}
     assert set(result.stderr.splitlines()) == {"a user's factory", "a library in C"}
+
+
+def test_a_warning_in_a_pipe_is_one_line_without_colours():
+    text = "a long warning with [brackets] " * 10
+    code = "import logging; from maseRT.console import set_up_logging; set_up_logging()\n"
+    code += f"logging.getLogger('maseRT.x').warning({text!r})"
+    environment = {**os.environ, "FORCE_COLOR": ""}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stderr == f"WARNING {text}\n"
