@@ -22,45 +22,75 @@ _MOST_DRAWS = 1 << 22
 """Draws held in memory at once."""
 
 _FEW_VALUES = 64
+_FEWEST_ROUNDS = 4
 
 
 def bootstrap_latency(rounds: Rounds, *, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals of "mean", "p50", "p90" and "p99" over the calls of all rounds.
 
-    A two-stage bootstrap: rounds are drawn with replacement, since calls of one round share the machine's state and are
-    worth less than as many independent ones, then calls within each drawn round (Davison and Hinkley, Bootstrap Methods
-    and their Application, 1997, section 3.8). Percentile intervals, widened for the number of rounds.
+    Rounds are drawn with replacement and their calls kept together: calls of one round share the machine's state and
+    are worth less than as many independent ones (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
+    section 3.8, strategy 1). Where neighbouring rounds resemble each other, since the machine is slower for a while,
+    several in a row are drawn at once: see `block_length`. Percentile intervals, widened for the number of blocks.
 
     Args:
-        rounds: times of the calls of each round, in milliseconds.
+        rounds: times of the calls of each round, in milliseconds, in order. Of fewer than four, each call counts as a
+            round.
         seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
-    data = [np.asarray(each, dtype=np.float64) for each in rounds]
-    found = np.array([_figures(_drawn(data, _choice(rng, len(data)), rng)) for _ in range(REPLICATES)])
-    low, high = _ends(found, len(data))
+    data = _units(rounds)
+    length = block_length([float(np.median(each)) for each in data])
+    found = np.concatenate([_figures(data, counts) for counts in _draws(len(data), length, data, seed=seed)])
+    low, high = _ends(found, len(data) / length)
+    point = _figures(data, np.ones((1, len(data)), dtype=np.int64))[0]
+    low, high = np.minimum(low, point), np.maximum(high, point)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("mean", *FIGURES))}
 
 
 def ratio_interval(base: Rounds, other: Rounds, *, seed: int = 0) -> tuple[float, float, float]:
     """Return how many times faster `other` is: the ratio of the medians base / other and its 95 % interval.
 
-    Rounds are drawn in pairs, so that what disturbed both rows of a round cancels.
+    Rounds are drawn in pairs, as in `bootstrap_latency`, so that what disturbed both rows of a round cancels.
 
     Args:
         base: times of the calls of each round.
         other: of the same rounds.
         seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
-    bases, others = ([np.asarray(each, dtype=np.float64) for each in rounds] for rounds in (base, other))
-    found = np.empty(REPLICATES)
-    for i in range(REPLICATES):
-        chosen = _choice(rng, len(bases))
-        found[i] = np.median(_drawn(bases, chosen, rng)) / np.median(_drawn(others, chosen, rng))
-    low, high = _ends(found, len(bases))
+    bases, others = _units(base), _units(other)
+    count = min(len(bases), len(others))
+    bases, others = bases[:count], others[:count]
+    length = block_length([float(np.median(a) / np.median(b)) for a, b in zip(bases, others, strict=True)])
+    median = 1 + list(FIGURES).index("p50")
+    found = np.concatenate(
+        [
+            _figures(bases, counts)[:, median] / _figures(others, counts)[:, median]
+            for counts in _draws(count, length, max(bases, others, key=lambda each: sum(map(len, each))), seed=seed)
+        ]
+    )
+    low, high = _ends(found, count / length)
     ratio = float(np.median(np.concatenate(bases)) / np.median(np.concatenate(others)))
-    return ratio, float(low), float(high)
+    return ratio, min(float(low), ratio), max(float(high), ratio)
+
+
+def block_length(values: Sequence[float]) -> int:
+    """Return how many neighbouring rounds to draw together: 1 where they are independent, at most a quarter of all.
+
+    (3/2 n)^(1/3) (2 r / (1 - r^2))^(2/3) with the correlation r of neighbours: the best length for the variance of an
+    autoregressive series (Carlstein, The Annals of Statistics 14, 1986, for blocks that overlap as in Kuensch, The
+    Annals of Statistics 17, 1989).
+
+    Args:
+        values: one of each round.
+    """
+    series = np.asarray(values, dtype=np.float64)
+    spread = series - series.mean()
+    power = float(spread @ spread)
+    correlation = float(spread[1:] @ spread[:-1]) / power if power > 0 else 0.0
+    if correlation <= 0:
+        return 1
+    best = float((1.5 * len(series)) ** (1 / 3) * (2 * correlation / (1 - correlation**2)) ** (2 / 3))
+    return max(1, min(round(best), len(series) // 4))
 
 
 def difference_interval(base: Array, other: Array, *, seed: int = 0) -> tuple[float, float]:
@@ -109,27 +139,47 @@ def t_quantile(probability: float, freedom: int) -> float:
     return z + sum(term / n**power for power, term in enumerate(terms, start=1))
 
 
-def _choice(rng: np.random.Generator, count: int) -> Array:
-    return rng.integers(count, size=count)
+def _units(rounds: Rounds) -> list[Array]:
+    data = [np.asarray(each, dtype=np.float64) for each in rounds]
+    return data if len(data) >= _FEWEST_ROUNDS else list(np.concatenate(data).reshape(-1, 1))
 
 
-def _drawn(data: Sequence[Array], chosen: Array, rng: np.random.Generator) -> Array:
-    """Return calls drawn with replacement within each of the chosen rounds."""
-    return np.concatenate([data[i][rng.integers(len(data[i]), size=len(data[i]))] for i in chosen])
+def _draws(units: int, length: int, data: Sequence[Array], *, seed: int) -> Iterator[Array]:
+    """Yield blocks of draws [draws, units] that fit in memory: how often each unit comes.
+
+    A draw is made of runs of `length` units, from anywhere, around the end as well (circular blocks).
+    """
+    rng = np.random.default_rng(seed)
+    for rows in _chunks(sum(map(len, data))):
+        starts = rng.integers(units, size=(rows, -(-units // length)))
+        chosen = (starts[:, :, None] + np.arange(length)) % units
+        flat = chosen.reshape(rows, -1)[:, :units] + units * np.arange(rows)[:, None]
+        yield np.bincount(flat.ravel(), minlength=rows * units).reshape(rows, units)
 
 
-def _figures(times: Array) -> list[float]:
-    return [float(times.mean()), *np.percentile(times, list(FIGURES.values())).tolist()]
+def _figures(data: Sequence[Array], counts: Array) -> Array:
+    """Return mean and percentiles [draws, figures] of calls whose unit comes `counts` [draws, units] times."""
+    times = np.concatenate(data)
+    order = np.argsort(times)
+    unit = np.repeat(np.arange(len(data)), [len(each) for each in data])[order]
+    times = times[order]
+    weights = counts[:, unit].astype(np.float32)
+    reached = np.cumsum(weights, axis=1, dtype=np.float64)
+    total = reached[:, -1]
+    sums = np.array([each.sum() for each in data])
+    at = [(reached < total[:, None] * percent / 100).sum(axis=1) for percent in FIGURES.values()]
+    return np.stack([counts @ sums / total, *(times[index] for index in at)], axis=1)
 
 
-def _ends(found: Array, units: int) -> tuple[Any, Any]:
+def _ends(found: Array, units: float) -> tuple[Any, Any]:
     """Return the ends of the percentile interval over the first axis.
 
     With few units it would be too short by sqrt((n - 1) / n) and by the ratio of the normal quantile to Student's t;
     its percentiles are moved outwards accordingly: the "expanded percentile interval" of Hesterberg, What Teachers
     Should Know About the Bootstrap, The American Statistician 69, 2015.
     """
-    wide = math.sqrt(units / (units - 1)) * t_quantile((1 + _LEVEL) / 2, units - 1) if units > 1 else 1.96
+    freedom = max(1, math.floor(units) - 1)
+    wide = math.sqrt((freedom + 1) / freedom) * t_quantile((1 + _LEVEL) / 2, freedom)
     tail = 1 - NormalDist().cdf(wide)
     low, high = np.quantile(found, [tail, 1 - tail], axis=0)
     return low, high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
@@ -15,6 +16,9 @@ from maseRT.workers.protocol import Array, Worker
 
 ROUNDS = 20
 """Enough for an interval from the spread between rounds."""
+
+SPREAD = 20
+"""With the default of half a second, rounds spread over ten."""
 
 _PILOT_CALLS = 3
 _MOST_CALLS = 1000
@@ -55,6 +59,9 @@ def measure_rows(
 ) -> dict[str, RowTimes]:
     """Time one batch on all rows in turns: A B C, C B A, A B C, ... (ABBA cancels a linear drift).
 
+    The rounds are spread over `SPREAD` times the seconds of a row: a machine that is slower for a second or two is then
+    seen in both states, and the intervals tell of it.
+
     Args:
         workers: open, by row.
         inputs: the batch.
@@ -76,8 +83,11 @@ def measure_rows(
         worker.warm_up(warmup)
         counts[name] = calls_per_round(median(worker.times_ms(_PILOT_CALLS)), iterations, seconds, rounds)
     rows = {name: RowTimes() for name in workers}
+    span = seconds * SPREAD
+    start = time.perf_counter()
     for turn in (track or Silent().track)(range(rounds), description=description, total=rounds):
         order = list(workers)
+        time.sleep(max(0.0, start + span * turn / rounds - time.perf_counter()))
         for name in reversed(order) if turn % 2 else order:
             rows[name].wall.append(workers[name].times_ms(counts[name]))
             times_ms = workers[name].device_times_ms(counts[name]) if device else None

@@ -1,0 +1,42 @@
+"""What a latency says of its calls."""
+
+import numpy as np
+import pytest
+
+from maseRT.measure import bound_times_ms, latency
+
+
+def test_a_latency_sums_up_all_rounds():
+    rounds = np.random.default_rng(0).normal(10, 1, (8, 25)).tolist()
+    found = latency(rounds, "wall")
+    calls = np.concatenate(rounds)
+    assert (found.iterations, found.clock) == (200, "wall")
+    assert found.mean_ms == pytest.approx(calls.mean())
+    assert (found.p50_ms, found.p90_ms, found.p99_ms) == pytest.approx(tuple(np.percentile(calls, [50, 90, 99])))
+    assert found.cov == pytest.approx(calls.std() / calls.mean())
+    assert set(found.intervals) == {"mean", "p50", "p90", "p99"}
+    assert found.intervals["p50"].low < found.p50_ms < found.intervals["p50"].high
+
+
+class Bound:
+    def __init__(self, times_ms):
+        self._times_ms = times_ms
+        self.runs = 0
+
+    def run(self):
+        self.runs += 1
+
+    def device_times_ms(self, iterations):
+        return self._times_ms
+
+
+def test_the_devices_clock_comes_first():
+    bound = Bound([1.0, 2.0])
+    assert bound_times_ms(bound, 2) == ([1.0, 2.0], "device events")
+    assert bound.runs == 0
+
+
+def test_without_a_device_clock_the_wall_clock_times_every_run():
+    bound = Bound(None)
+    times_ms, clock = bound_times_ms(bound, 3)
+    assert (len(times_ms), clock, bound.runs) == (3, "wall clock", 3)
