@@ -155,7 +155,7 @@ def _trade_off(report: Report, points: Sequence[_Point], kind: str, title: str, 
     costs = [cost for cost, _ in plane]
     wide = bool(costs) and min(costs) > 0 and max(costs) > 8 * min(costs)
     layout = _layout(
-        xaxis=_axis(title, type="log" if wide else "linear", **({} if wide else {"rangemode": "tozero"})),
+        xaxis=_axis(title, type="log" if wide else "linear", **({"dtick": "D2"} if wide else {"rangemode": "tozero"})),
         yaxis=_metric_axis(task, [value for _, value in plane]),
     )
     facts = "; ".join(

@@ -9,6 +9,7 @@ from maseRT.report.estimates import Estimate, ratio
 from maseRT.report.schema import Interval, Report, Row, Task, Timing
 from maseRT.report.wording import count, is_share, metric_change, metric_name, names, row_title, significant
 
+_NONE = "no measurable difference"
 _FLOATS = ("fp32", "fp16", "bf16")
 
 
@@ -40,7 +41,10 @@ def verdict(report: Report) -> str:
     if result is None or result.metrics is None:
         sentence = _nothing_ran(report)
     else:
-        sentence = f"{row_title(result, report.rows)} {_speeds(report, result)}{_quality(result, report.task)}"
+        speed, quality = _speeds(report, result), _quality(result, report.task)
+        if _NONE in speed and quality.startswith(f" with {_NONE}"):
+            quality = quality.replace(f" with {_NONE}", ", and none", 1)
+        sentence = f"{row_title(result, report.rows)} {speed}{quality}"
         sentence += _stayed(report, result) + _missing_engine(report)
     return f"{sentence}{_warnings(report)}."
 
@@ -95,8 +99,8 @@ def _speeds(report: Report, result: Row) -> str:
         unsure = " (no interval)" if speed.interval is None else ""
         phrases.append(f"{times}x {word}than {row_title(speed.other, report.rows)}{unsure}")
     if not phrases:
-        return f"shows no measurable difference in speed from {names(same)}"
-    also = f", with no measurable difference in speed from {names(same)}," if same else ""
+        return f"shows {_NONE} in speed from {names(same)}"
+    also = f", with {_NONE} in speed from {names(same)}" if same else ""
     return f"is {' and '.join(phrases)}{also}"
 
 
@@ -110,7 +114,7 @@ def _quality(result: Row, task: Task) -> str:
     if found.value == 0 and (found.interval is None or found.interval.low == found.interval.high == 0):
         return f" at the same {metric}"
     if found.interval is not None and found.interval.low <= 0 <= found.interval.high:
-        return f" with no measurable difference in {metric}"
+        return f" with {_NONE} in {metric}"
     change = metric_change(found.metric, found.value, metrics.samples)
     ends = "" if found.interval is not None else " (no interval)"
     if not is_share(found.metric):
@@ -137,7 +141,7 @@ def _stayed(report: Report, result: Row) -> str:
 
 
 def _missing_engine(report: Report) -> str:
-    engines = [row for row in report.rows if row.runtime.startswith("tensorrt")]
+    engines = [row for row in report.rows if row.runtime.startswith("tensorrt") and row.size_bytes]
     return "; the engine did not run here" if engines and all(row.metrics is None for row in engines) else ""
 
 

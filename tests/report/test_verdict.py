@@ -39,7 +39,13 @@ def test_what_the_interval_does_not_tell_apart_is_no_difference():
     said = verdict(make(raw))
     assert "shows no measurable difference in speed from ONNX Runtime FP32 and PyTorch FP32" in said
     assert "faster" not in said
-    assert "no measurable difference in accuracy" in said
+    assert "PyTorch FP32, and none in accuracy" in said
+
+
+def test_an_engine_that_nobody_asked_for_is_not_missed():
+    assert "; the engine did not run here" in verdict(make(reports.digits()))
+    raw = changed(reports.digits(), "tensorrt-rtx-int8", size_bytes=0, not_run="the config has no [build-engine]")
+    assert "engine" not in verdict(make(raw))
 
 
 def test_a_slower_result_is_called_slower():
