@@ -52,8 +52,8 @@ class Scored:
         run = Run(load_config(path, ()), path, Workspace(folder / "out", "run"), Silent())
         self.outcomes = {outcome.step: outcome for outcome in run.transform()}
         rows = self.outcomes["analyze"].summary["rows"]
-        self.accuracy = {row["name"]: row["metrics"]["accuracy"] for row in rows}
-        self.kernels = {row["name"]: row.get("kernels") for row in rows}
+        self.accuracy = {row["name"]: row["metrics"]["values"]["accuracy"] for row in rows}
+        self.kernels = {row["name"]: row.get("provider", {}).get("kernels") for row in rows}
 
 
 CONFIG = """

@@ -1,4 +1,4 @@
-"""analyze: one evaluation for all rows, whatever process they run in; the report; gates that need no new measurement."""
+"""analyze: one evaluation for all rows, whatever process they run in; the report; gates judged without measuring."""
 
 import pytest
 
