@@ -4,48 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from maseRT.intervals import bootstrap_latency
 from maseRT.report import schema
 from maseRT.runtimes.base import Bound
-
-
-@dataclass(frozen=True)
-class Latency:
-    """The time of one call, in milliseconds.
-
-    Attributes:
-        batch: samples per call.
-        iterations: timed calls.
-        cov: coefficient of variation, standard deviation over mean.
-    """
-
-    batch: int
-    iterations: int
-    mean_ms: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    cov: float
-
-    @property
-    def throughput(self) -> float:
-        """Samples per second at the mean latency."""
-        return self.batch / self.mean_ms * 1000
-
-    def as_dict(self) -> dict[str, float]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "throughput": self.throughput}
-
-
-def latency_from_times(times_ms: Sequence[float], *, batch: int) -> Latency:
-    """Summarize the times of single calls."""
-    p50, p90, p99 = np.percentile(times_ms, [50, 90, 99]).tolist()
-    mean = float(np.mean(times_ms))
-    return Latency(batch, len(times_ms), mean, p50, p90, p99, float(np.std(times_ms)) / mean)
 
 
 def latency(rounds: Sequence[Sequence[float]], clock: str) -> schema.Latency:
@@ -55,29 +19,24 @@ def latency(rounds: Sequence[Sequence[float]], clock: str) -> schema.Latency:
         rounds: times of the calls of each round, in milliseconds.
         clock: "wall" or "device events".
     """
-    summary = latency_from_times([time_ms for each in rounds for time_ms in each], batch=1)
+    times = np.concatenate([np.asarray(each, dtype=np.float64) for each in rounds])
+    p50, p90, p99 = np.percentile(times, [50, 90, 99]).tolist()
+    mean = float(times.mean())
     intervals = bootstrap_latency(rounds)
     return schema.Latency(
-        iterations=summary.iterations,
-        mean_ms=summary.mean_ms,
-        p50_ms=summary.p50_ms,
-        p90_ms=summary.p90_ms,
-        p99_ms=summary.p99_ms,
-        cov=summary.cov,
+        iterations=len(times),
+        mean_ms=mean,
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        cov=float(times.std()) / mean,
         intervals={name: schema.Interval(low=low, high=high) for name, (low, high) in intervals.items()},
         clock=clock,
     )
 
 
-def measure_latency(call: Callable[[], object], *, batch: int, warmup: int, iterations: Iterable[int]) -> Latency:
-    """Time a call that ends when its result is there.
-
-    Args:
-        call: one inference.
-        batch: samples per call.
-        warmup: calls before the clock starts.
-        iterations: one timed call each.
-    """
+def wall_times_ms(call: Callable[[], object], *, warmup: int, iterations: Iterable[int]) -> list[float]:
+    """Time a call that ends when its result is there, once for each of `iterations`, after `warmup` untimed ones."""
     for _ in range(warmup):
         call()
     times_ms = []
@@ -85,7 +44,7 @@ def measure_latency(call: Callable[[], object], *, batch: int, warmup: int, iter
         start = time.perf_counter()
         call()
         times_ms.append((time.perf_counter() - start) * 1000)
-    return latency_from_times(times_ms, batch=batch)
+    return times_ms
 
 
 def bound_times_ms(bound: Bound, iterations: int) -> tuple[list[float], str]:
@@ -97,9 +56,4 @@ def bound_times_ms(bound: Bound, iterations: int) -> tuple[list[float], str]:
     times_ms = bound.device_times_ms(iterations)
     if times_ms is not None:
         return times_ms, "device events"
-    times_ms = []
-    for _ in range(iterations):
-        start = time.perf_counter()
-        bound.run()
-        times_ms.append((time.perf_counter() - start) * 1000)
-    return times_ms, "wall clock"
+    return wall_times_ms(bound.run, warmup=0, iterations=range(iterations)), "wall clock"

@@ -40,7 +40,7 @@ def measure(config: Path, output: Path) -> dict[str, float]:
     found["transform_again_s"] = statistics.median(seconds(command) for _ in range(3))
     (report,) = output.glob("tensorrt/quantization/*/json/report.json")
     rows = {row["name"]: row for row in json.loads(report.read_text())["rows"] if "metrics" in row}
-    return found | {f"accuracy {name}": row["metrics"]["accuracy"] for name, row in rows.items()}
+    return found | {f"accuracy {name}": row["metrics"]["values"]["accuracy"] for name, row in rows.items()}
 
 
 def seconds(command: list[Path | str]) -> float:

@@ -19,7 +19,6 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from maseRT.agreement import agreement
 from maseRT.evaluate import Metrics, TaskMeter, evaluate, evaluate_module
-from maseRT.measure import latency_from_times, measure_latency
 from maseRT.tasks import Task, load_task
 
 CLASSIFICATION, REGRESSION = load_task("classification"), load_task("regression")
@@ -180,16 +179,3 @@ def test_agreement_of_outputs_that_are_no_classes():
     assert found.sqnr_db == pytest.approx(40)
     assert found.describe() == "SQNR 40 dB"
     assert agreement(reference[:, 0], reference[:, 0], classes=False).describe() == "equal"
-
-
-def test_latency_counts_only_what_comes_after_the_warm_up():
-    calls = []
-    found = measure_latency(lambda: calls.append(0), batch=4, warmup=3, iterations=range(5))
-    assert (len(calls), found.iterations, found.batch) == (8, 5, 4)
-
-
-def test_latency_percentiles_and_throughput():
-    found = latency_from_times([float(n) for n in range(1, 101)], batch=10)
-    assert (found.mean_ms, found.p50_ms) == (50.5, 50.5)
-    assert found.p50_ms < found.p90_ms < found.p99_ms <= 100
-    assert found.throughput == pytest.approx(10 / 0.0505)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maseRT.measure import bound_times_ms, latency
+from maseRT.measure import bound_times_ms, latency, wall_times_ms
 
 
 def test_a_latency_sums_up_all_rounds():
@@ -40,3 +40,9 @@ def test_without_a_device_clock_the_wall_clock_times_every_run():
     bound = Bound(None)
     times_ms, clock = bound_times_ms(bound, 3)
     assert (len(times_ms), clock, bound.runs) == (3, "wall clock", 3)
+
+
+def test_only_what_comes_after_the_warm_up_is_timed():
+    calls = []
+    times_ms = wall_times_ms(lambda: calls.append(0), warmup=3, iterations=range(5))
+    assert (len(calls), len(times_ms)) == (8, 5)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import onnx
@@ -14,7 +15,7 @@ import onnx
 from maseRT.agreement import Agreement, agreement
 from maseRT.config import OnnxRuntimeSection
 from maseRT.errors import MissingError, UsageError
-from maseRT.measure import measure_latency
+from maseRT.measure import wall_times_ms
 from maseRT.onnx_export import INPUT, OUTPUT
 from maseRT.onnxrt.forms import Form
 from maseRT.onnxrt.kernels import kernels_of
@@ -272,4 +273,4 @@ def _milliseconds(call: Callable[[], object]) -> float:
             yield count
             count += 1
 
-    return measure_latency(call, batch=1, warmup=3, iterations=until_done()).p50_ms
+    return median(wall_times_ms(call, warmup=3, iterations=until_done()))
