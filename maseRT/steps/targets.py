@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,7 @@ from onnx import ModelProto
 
 from maseRT.data import calibration_subset, loader
 from maseRT.errors import StepError
+from maseRT.onnx_compat import widen
 from maseRT.onnx_export import INPUT
 from maseRT.onnxrt.forms import Form, cpu_form, openvino_form
 from maseRT.onnxrt.quantizers import Feed
@@ -49,10 +51,14 @@ def write_form(context: Context, setting: Setting, *, target: str, source: Path,
         return measure_ranges(model, tensors, feeds, threads=context.threads)
 
     model, form = onnx.load(source), Form()
+    halves = target != "tensorrt" and _has_halves(model)
+    if halves:  # CPUs compute half no faster, and their integer kernels want FP32 scales
+        widen(model)
     if target == "onnxruntime-cpu":
         model, form = cpu_form(model, ranges_of)
     elif target == "openvino":
         model, form = openvino_form(model, ranges_of)
+    form = replace(form, widened=halves)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
@@ -60,3 +66,8 @@ def write_form(context: Context, setting: Setting, *, target: str, source: Path,
     with atomic_path(out) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
     return form
+
+
+def _has_halves(model: ModelProto) -> bool:
+    casts = (a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
+    return onnx.TensorProto.FLOAT16 in {*casts, *(tensor.data_type for tensor in model.graph.initializer)}

@@ -1,0 +1,48 @@
+"""Forms for CPUs of a model whose float layers are FP16."""
+
+import onnx
+import pytest
+from projects import new_project
+
+from maseRT.workspace import read_json
+
+CONFIG = """
+[run]
+threads = 1
+device = "cpu"
+[model]
+name = "digits-cnn"
+random_weights = true
+[data]
+name = "digits"
+batch_size = 64
+[quantize]
+float = "fp16"
+[calibrate]
+batches = 1
+methods = ["max"]
+[export]
+targets = ["tensorrt", "onnxruntime-cpu", "openvino"]
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    project = new_project(tmp_path_factory.mktemp("half"), CONFIG)
+    project.transform()
+    return project
+
+
+def halves(path):
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = [value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)]
+    return onnx.TensorProto.FLOAT16 in [*types, *(tensor.data_type for tensor in graph.initializer)]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino"])
+def test_forms_for_cpus_compute_in_fp32(project, target):
+    assert halves(project.workspace.onnx)
+    assert not halves(project.workspace.target_onnx(target))
+    told = read_json(project.workspace.export, made_by="export")["targets"][target]
+    assert told["changes"][0] == "what is FP16 in the exported model is FP32"
+    assert told["agreement_with_float"]["disabled"]["sqnr_db"] > 20
