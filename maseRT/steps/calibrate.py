@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -25,8 +26,11 @@ from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, validate
+from maseRT.steps.resume import load_progress, save_progress
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 """The name of the ranges that a checkpoint brought along; they are not calibrated again."""
@@ -135,9 +139,18 @@ def _candidate(
     name: str,
     methods: Mapping[str, Method],
 ) -> Candidate:
+    """Return one method's ranges and their score; those that an interrupted calibration has left are taken."""
+    path = context.workspace.amax(name)
+    found = load_progress(path, key=context.key, work=f"calibration {name}", made_by="calibrate")
+    if found is not None:
+        amax, (metrics,) = found
+        log.warning("%s was finished before", name)
+        return Candidate(name, amax, Metrics(**metrics), _layers_sqnr_db(plan, histograms, amax))
     with finishing(f"calibration method {name}"), context.reporter.spinner(name):
         amax = amax_from_histograms(histograms, methods.__getitem__, ties=plan.ties)
-        return _scored(context, setting, model, plan, histograms, name, amax)
+        candidate = _scored(context, setting, model, plan, histograms, name, amax)
+        save_progress(path, amax, key=context.key, history=[asdict(candidate.metrics)])
+        return candidate
 
 
 def _scored(

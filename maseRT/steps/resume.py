@@ -1,4 +1,4 @@
-"""What learning leaves after each epoch, so that a run that was stopped goes on from there."""
+"""What learning leaves after each epoch, and calibration after each method, so that a run that was stopped goes on."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Entries = list[dict[str, Any]]
 def save_progress(
     path: Path, tensors: Mapping[str, Tensor], *, key: Mapping[str, str], history: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the state after an epoch in one piece.
+    """Write the state after a unit of work in one piece.
 
     Args:
         path: the file.
-        tensors: of the optimizer, and of the model where it is not saved elsewhere.
+        tensors: such as those of the optimizer.
         key: everything that the result depends on.
-        history: what is known of each finished epoch, in plain values.
+        history: what is known of each finished unit, in plain values.
     """
     metadata = {"key": json.dumps(key, sort_keys=True), "history": json.dumps([dict(entry) for entry in history])}
     save_tensors(path, tensors, metadata)
@@ -48,7 +48,9 @@ def load_progress(
         return None
     try:
         tensors, metadata = load_tensors(path, made_by=made_by)
-        if metadata.get("key") != json.dumps(key, sort_keys=True):
+        if "key" not in metadata:  # of finished work
+            return None
+        if metadata["key"] != json.dumps(key, sort_keys=True):
             log.warning("the unfinished %s was started with another plan, config or data; starting over", work)
             return None
         history: Entries = json.loads(metadata["history"])

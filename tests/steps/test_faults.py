@@ -222,6 +222,48 @@ def test_interrupted_fine_tuning_resumes_to_the_same_result(finished, monkeypatc
     assert not workspace.resume_state.exists()
 
 
+def test_interrupted_training_resumes_to_the_same_result(empty, monkeypatch):
+    import maseRT.steps.train as module
+
+    train_epoch, workspace = module.train_epoch, empty.workspace
+
+    def dying(*arguments, **options):
+        if options["seed"] == 2:
+            raise _CrashedError
+        return train_epoch(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(_CrashedError):
+        patch.setattr(module, "train_epoch", dying)
+        empty.transform("train.epochs=3", last="train")
+    assert workspace.training_state.exists()
+    empty.transform("train.epochs=3", last="train")
+    resumed = json.loads(workspace.training.read_text()), sha256(workspace.float_checkpoint)
+    assert not workspace.training_state.exists()
+    empty.single("train", "train.epochs=3", force=True)
+    assert (json.loads(workspace.training.read_text()), sha256(workspace.float_checkpoint)) == resumed
+
+
+def test_interrupted_calibration_keeps_the_methods_it_finished(finished, monkeypatch, caplog):
+    import maseRT.steps.calibrate as module
+
+    scored, names = module._scored, []
+
+    def dying(*arguments):
+        names.append(arguments[5])
+        if len(names) == 2:
+            raise _CrashedError
+        return scored(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(_CrashedError):
+        patch.setattr(module, "_scored", dying)
+        finished.single("calibrate", force=True)
+    expected = json.loads(finished.workspace.calibration.read_text())
+    monkeypatch.setattr(module, "_scored", lambda *arguments: (names.append(arguments[5]), scored(*arguments))[1])
+    finished.transform(last="calibrate")
+    assert names == ["max", "mse", "mse"]
+    assert json.loads(finished.workspace.calibration.read_text()) == expected
+
+
 def test_unfinished_fine_tuning_of_another_plan_starts_over_and_says_so(finished, monkeypatch, caplog):
     with monkeypatch.context() as patch, pytest.raises(_CrashedError):
         _crash_in_epoch(patch, 2)
