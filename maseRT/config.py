@@ -227,7 +227,7 @@ class ExportSection(Section):
     targets: tuple[ExportTarget, ...] = Field(
         ("tensorrt", "onnxruntime-cpu"),
         description="A file for each: symmetric INT8 for tensorrt (always written), uint8 activations for "
-        "onnxruntime-cpu, symmetric INT8 with stored INT8 weights for openvino.",
+        "onnxruntime-cpu, uint8 where they are never negative and symmetric INT8 elsewhere for openvino.",
     )
 
     opset: int = Field(

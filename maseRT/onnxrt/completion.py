@@ -112,14 +112,13 @@ def incomplete_around_pools(graph: Graph) -> list[Incomplete]:
     Those are outputs that are rounded anyway, but only behind a max pool or a reshaping, and what a global pool reads.
     To be called when the global pools are written as such.
     """
-    found = {entry.tensor: entry for entry in incomplete_tensors(graph) if entry.like is not None}
-    for node in graph.nodes:
-        tensor = node.input[0] if node.op_type == "GlobalAveragePool" else ""
-        if not tensor or tensor in found or is_dequantized(graph, tensor) or not is_nonnegative(graph, tensor):
-            continue
-        if _shared_range(graph, node.output[0]) is not None:
-            found[tensor] = Incomplete(tensor, "input of a global pool between INT8 layers", None)
-    return list(found.values())
+    return [entry for entry in incomplete_tensors(graph) if entry.like is not None or _is_pooled(graph, entry.tensor)]
+
+
+def _is_pooled(graph: Graph, tensor: str) -> bool:
+    """Tell whether a tensor that is never negative ends in a global pool."""
+    reader = graph.only_reader(tensor)
+    return reader is not None and reader.op_type == "GlobalAveragePool" and is_nonnegative(graph, tensor)
 
 
 def complete(graph: Graph, tensors: list[Incomplete], ranges: Mapping[str, Range]) -> None:

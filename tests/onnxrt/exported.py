@@ -6,7 +6,7 @@ from torch import nn
 
 from maseRT.config import QuantizeSection
 from maseRT.onnx_export import export_onnx
-from maseRT.onnxrt.forms import cpu_form
+from maseRT.onnxrt.forms import cpu_form, openvino_form
 from maseRT.onnxrt.ranges import measure_ranges
 from maseRT.quant import make_plan, quantize_model
 from maseRT.quant.calibrators import Method, amax_from_histograms
@@ -47,9 +47,16 @@ class Exported:
 
     def cpu(self):
         """Return the form's file and what is told about it."""
-        model, form = cpu_form(self.onnx, lambda m, names: measure_ranges(m, names, self.feeds(), threads=1))
+        return self._write("cpu", cpu_form)
+
+    def openvino(self):
+        """Return the form's file and what is told about it."""
+        return self._write("openvino", openvino_form)
+
+    def _write(self, name, make):
+        model, form = make(self.onnx, lambda m, names: measure_ranges(m, names, self.feeds(), threads=1))
         onnx.checker.check_model(model, full_check=True)
-        path = self.folder / "cpu.onnx"
+        path = self.folder / f"{name}.onnx"
         onnx.save(model, path)
         return path, form
 

@@ -1,5 +1,7 @@
 """The forms of a quantized model: what ONNX Runtime makes of them, and what their numbers are worth."""
 
+from copy import deepcopy
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,10 +13,11 @@ from torch import nn
 
 from maseRT.config import ModelSection
 from maseRT.models import build_model
-from maseRT.onnxrt.forms import symmetric_form
+from maseRT.onnxrt.bounds import is_nonnegative
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import SessionSettings
+from maseRT.onnxrt.qdq import is_dequantized
 from maseRT.onnxrt.ranges import measure_ranges
 from maseRT.runtimes.onnxruntime import OnnxRuntime
 
@@ -68,13 +71,121 @@ def test_the_file_shrinks_to_a_quarter(exported):
     assert path.stat().st_size < 0.25 * whole + 400_000  # scales, biases and node names stay
 
 
-def test_the_symmetric_form_changes_no_number(exported):
-    model, form = symmetric_form(exported.onnx)
-    path = exported.folder / "symmetric.onnx"
-    onnx.save(model, path)
-    assert form.changes() == []
-    assert not any(_quantizes_constant(model, node) for node in model.graph.node)
-    assert error(_plain(path, exported), _plain(exported.folder / "model.onnx", exported)) < 1e-6
+def test_the_openvino_form_refines_what_is_never_negative_and_keeps_the_rest(exported):
+    path, form = exported.openvino()
+    model = onnx.load(path)
+    graph = Graph(model)
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert not any(_quantizes_constant(model, node) for node in pairs)
+    for node in pairs:
+        zero_point = graph.constant(node.input[2])
+        assert not zero_point.any()
+        assert zero_point.dtype == (np.uint8 if is_nonnegative(graph, node.input[0]) else np.int8)
+    assert set(form.refined) <= {node.input[0] for node in pairs}
+    assert "255 steps" in form.changes()[0]
+    assert not any("int32" in sentence for sentence in form.changes())
+
+
+def test_pools_of_the_openvino_form_read_integers(exported):
+    """Else the convolution before them writes floats, and what they read is converted."""
+    graph = Graph(onnx.load(exported.openvino()[0]))
+    pools = [node for node in graph.nodes if "Pool" in node.op_type]
+    assert pools
+    assert all(is_dequantized(graph, node.input[0]) for node in pools)
+
+
+def test_the_openvino_form_is_more_exact_than_the_symmetric_one(exported):
+    found = _plain(exported.openvino()[0], exported)
+    assert error(found, exported.float) < error(exported.quantized, exported.float)
+
+
+def test_refined_activations_are_off_by_half_a_step_of_255_at_most(exported):
+    """As the plain operators compute them, beside the float values that they round."""
+    path, form = exported.openvino()
+    probe, graph = onnx.load(path), Graph(onnx.load(path))
+    steps = {}
+    for tensor in form.refined:
+        quantize = next(node for node in graph.readers(tensor) if node.op_type == "QuantizeLinear")
+        rounded = graph.readers(quantize.output[0])[0].output[0]
+        steps[tensor, rounded] = float(graph.constant(quantize.input[1]))
+    names = list(dict.fromkeys(name for pair in steps for name in pair))
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = dict(zip(names, session.run(names, {"input": exported.inputs[:4].numpy()}), strict=True))
+    for (tensor, rounded), step in steps.items():
+        inside = values[tensor] <= 255 * step
+        assert inside.mean() > 0.9
+        assert np.abs(values[tensor] - values[rounded])[inside].max() <= 0.5001 * step
+
+
+def test_openvino_computes_what_its_form_says(in_openvino, exported):
+    path, _ = exported.openvino()
+    expected, found = _plain(path, exported), in_openvino(path, exported)
+    assert error(found, expected) < 0.4 * error(expected, exported.float) + 0.002
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [("transformer-classifier", (1, 8, 8), 10), ("lstm-classifier", (29, 12), 9), ("digits-cnn", (1, 8, 8), 10)],
+)
+def test_openvino_computes_what_its_form_says_of_other_models(in_openvino, name, shape, classes, tmp_path):
+    exported = Exported(tmp_path, zoo(name, shape, classes), shape)
+    path, _ = exported.openvino()
+    assert error(in_openvino(path, exported), _plain(path, exported)) < 0.01
+
+
+@pytest.fixture
+def in_openvino():
+    """What OpenVINO computes of a file on the CPU, with float layers in float32."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    return lambda path, exported: openvino.Core().compile_model(str(path), "CPU", options)(exported.inputs.numpy())[0]
+
+
+BODIES = {
+    "no activation": (nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)), 128),
+    "hardswish": (nn.Sequential(nn.Conv2d(4, 8, 3), nn.Hardswish(), nn.Conv2d(8, 8, 3), nn.Hardswish()), 128),
+    "pools": (nn.Sequential(nn.Conv2d(4, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 2), nn.ReLU(), nn.AvgPool2d(2)), 8),
+    "depthwise": (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU6(), nn.Conv2d(4, 8, 1)), 512),
+    "padding outside": (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 8, 3, stride=2), nn.ReLU()), 128),
+}
+
+
+@pytest.mark.parametrize("body", list(BODIES))
+def test_openvino_computes_what_its_form_says_around_convolutions(in_openvino, body, tmp_path):
+    layers, features = BODIES[body]
+    exported = odd(tmp_path, deepcopy(layers), features)
+    path, _ = exported.openvino()
+    assert error(in_openvino(path, exported), _plain(path, exported)) < 0.005
+
+
+def test_openvino_keeps_the_biases_of_a_patch_embedding(in_openvino, tmp_path):
+    """It would lose them if the embedding's result were rounded: it is read for its shape, too, and hence not fused."""
+    exported = odd(tmp_path, Patches(), 0, shape=(3, 16, 16), head=nn.Identity())
+    path, form = exported.openvino()
+    assert form.added == ()
+    assert error(in_openvino(path, exported), _plain(path, exported)) < 0.005
+
+
+class Patches(nn.Module):
+    """A vision transformer's first layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Conv2d(3, 32, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 32))
+        self.positions = nn.Parameter(torch.randn(1, 17, 32))
+        self.norm = nn.LayerNorm(32)
+        self.linear = nn.Linear(32, 64)
+
+    def forward(self, x):
+        patches = self.projection(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], 1)
+        return self.linear(self.norm(tokens + self.positions))
 
 
 def _plain(path, exported):

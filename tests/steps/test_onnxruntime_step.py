@@ -81,9 +81,10 @@ def test_every_target_gets_its_file(made):
     openvino = onnx.load(project.workspace.target_onnx("openvino"))
     symmetric = onnx.load(project.workspace.target_onnx("tensorrt"))
     assert _types(cpu) == {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
-    assert _types(openvino) == _types(symmetric) == {onnx.TensorProto.INT8}
+    assert _types(openvino) == {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
+    assert _types(symmetric) == {onnx.TensorProto.INT8}
     assert told["onnxruntime-cpu"]["changes"]
-    assert told["openvino"]["changes"] == []
+    assert told["openvino"]["changes"]
 
 
 def _types(model):
