@@ -210,15 +210,16 @@ class Receipt:
         try:
             fields = {key: value for key, value in raw.items() if key != "schema"}
             layers = tuple(LayerReceipt(**{**each, "verdict": Verdict(each["verdict"])}) for each in raw["layers"])
-            kernels = tuple(
-                Kernel(**{key: tuple(value) if isinstance(value, list) else value for key, value in each.items()})
-                for each in raw["kernels"]
-            )
+            kernels = tuple(Kernel(**_with_tuples(each)) for each in raw["kernels"])
             return cls(**{**fields, "layers": layers, "kernels": kernels})
         except (KeyError, TypeError, ValueError) as error:
             raise StepError(
                 f"not a precision receipt: {error!r}", where=where, fix="run `masert build-engine` again with --force"
             ) from error
+
+
+def _with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
 def names_in(plan: Plan) -> list[str]:

@@ -81,4 +81,5 @@ def _is_activation(plan: Plan, name: str) -> bool:
 
 def _is_free(plan: Plan, name: str) -> bool:
     """Whether no rule decided about a layer or an operation."""
-    return not any(each.name == name and each.reason.startswith("rule ") for each in (*plan.layers, *plan.operations))
+    reasons = {each.name: each.reason for each in plan.layers} | {each.name: each.reason for each in plan.operations}
+    return not reasons.get(name, "").startswith("rule ")

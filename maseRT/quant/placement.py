@@ -92,7 +92,8 @@ def _other_code(graph: Graph, operation: Node, modules: Mapping[str, nn.Module])
     """Say why a module that calls `batch_norm` in a forward of its own stays; None where only drop and act follow."""
     module = modules.get(operation.owner)
     following = [f"{operation.owner}.drop", f"{operation.owner}.act"]
-    chain, node = [], operation
+    chain: list[str] = []
+    node = operation
     while len(readers := graph.readers(node.index)) == 1 and len(chain) < len(following):
         node = readers[0][0]
         chain.append(node.name)

@@ -130,8 +130,8 @@ def profiles_for(onnx: OnnxFile, options: BuildOptions) -> tuple[Profile, ...]:
                 raise UsageError(
                     f"a profile names {sorted(profile)}; dynamic are {sorted(dynamic)}", where=str(onnx.path)
                 )
-            for name, shapes in profile.items():
-                _check_profile(shapes, dynamic[name], name=name, onnx=onnx)
+            for name, given in profile.items():
+                _check_profile(given, dynamic[name], name=name, onnx=onnx)
         return options.profiles
     batch = options.batch
     for spec in onnx.inputs:
