@@ -4,8 +4,10 @@
 
 A session is what `masert analyze` does for latency: every row in a process of its own, new for each session, timed in
 turns. Every two sessions make a pair of each figure: mean, p50, p90 and p99 of each row, and its ratio to the first.
-They agree where their difference is within the two intervals' half lengths added in quadrature, which holds
-for 19 of 20 pairs if the intervals are right; whether the intervals overlap is said as well, and is asked less.
+They agree where their difference is within the two intervals' half lengths added in quadrature, which holds for 19 of
+20 pairs if the intervals are right; whether the intervals overlap is said as well, and is asked less. "The same idle
+machine" is not taken for granted: a yardstick, a fixed piece of work outside all rows, is timed between rounds, and the
+sessions in which it was not slow are counted again by themselves.
 
 The cost of measuring is the p50 that a worker tells over that of a bare loop around the runtime's own call, in the same
 process on the same session and in turns.
@@ -16,9 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -39,6 +41,10 @@ CASES = {"jsc-toy": 64, "digits-cnn": 64, "vgg7": 1, "lstm-classifier": 1}
 
 ABOVE_MS = 0.1
 """The bar for the cost counts from here on."""
+
+YARDSTICK = 20_000
+QUIET = 1.05
+"""A session is quiet where the yardstick's median and p90 lie below so many times its best median of all sessions."""
 
 BARE_SECONDS = 0.05
 BARE_TURNS = 20
@@ -154,14 +160,43 @@ def openers(name: str, files: Mapping[str, Path], threads: int) -> dict[str, Any
 # sessions
 
 
-def session(rows: Mapping[str, Any], inputs: np.ndarray, seconds: float) -> dict[str, list[list[float]]]:
-    """Return each row's times by round, measured in processes that are new."""
+@dataclass
+class Session:
+    """Each row's times by round, measured in processes that are new, and the yardstick's between them."""
+
+    rounds: dict[str, list[list[float]]]
+    yardstick_ms: list[float]
+
+
+def measured(rows: Mapping[str, Any], inputs: np.ndarray, seconds: float) -> Session:
+    yardstick_ms: list[float] = []
+
+    def track(turns: Iterable[int], *, description: str, total: int | None = None) -> Iterator[int]:
+        for turn in turns:
+            yardstick_ms.append(min(yardstick() for _ in range(3)))
+            yield turn
+
     with ExitStack() as stack:
         workers = {name: stack.enter_context(ProcessWorker(name, opener)) for name, opener in rows.items()}
         for worker in workers.values():
             worker.open()
-        found = measure_rows(workers, inputs, warmup=10, iterations=50, seconds=seconds)
-    return {name: times.wall for name, times in found.items()}
+        found = measure_rows(workers, inputs, warmup=10, iterations=50, seconds=seconds, track=track)
+    return Session({name: times.wall for name, times in found.items()}, yardstick_ms)
+
+
+def yardstick() -> float:
+    """Return the milliseconds of a fixed piece of work."""
+    start = time.perf_counter()
+    sum(range(YARDSTICK))
+    return (time.perf_counter() - start) * 1000
+
+
+def quiet(sessions: Mapping[str, list[Session]]) -> dict[str, list[Session]]:
+    best = min(median(each.yardstick_ms) for found in sessions.values() for each in found)
+    return {
+        name: [each for each in found if max(np.percentile(each.yardstick_ms, [50, 90])) < QUIET * best]
+        for name, found in sessions.items()
+    }
 
 
 def figures(rounds: Mapping[str, list[list[float]]]) -> Iterator[Figure]:
@@ -217,7 +252,8 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--raw", type=Path, help="write the rounds of every session as JSON")
     options = parser.parse_args()
-    lines, raw = [f"{cpu().name}, {options.threads} threads, {options.sessions} sessions"], {}
+    lines = [f"{cpu().name}, {options.threads} threads, {options.sessions} sessions"]
+    sessions: dict[str, list[Session]] = {}
     with TemporaryDirectory() as folder:
         cases = {}
         for name in options.models:
@@ -226,11 +262,12 @@ def main() -> None:
             lines += overhead_lines(name, *cases[name])
         for number in range(options.sessions):
             for name, (rows, inputs) in cases.items():
-                raw.setdefault(name, []).append(session(rows, inputs, options.seconds))
+                sessions.setdefault(name, []).append(measured(rows, inputs, options.seconds))
             print(f"session {number + 1} of {options.sessions}", flush=True)
     if options.raw:
-        options.raw.write_text(json.dumps(raw))
-    lines += agreement_lines(raw)
+        options.raw.write_text(json.dumps({name: [asdict(each) for each in found] for name, found in sessions.items()}))
+    lines += ["all sessions:", *agreement_lines(sessions)]
+    lines += [f"sessions on a quiet machine ({counts(quiet(sessions))}):", *agreement_lines(quiet(sessions))]
     text = "\n".join(lines)
     print(text)
     if options.markdown:
@@ -247,10 +284,14 @@ def overhead_lines(name: str, rows: Mapping[str, Any], inputs: np.ndarray) -> li
     return lines
 
 
-def agreement_lines(raw: Mapping[str, list[dict[str, list[list[float]]]]]) -> list[str]:
+def counts(sessions: Mapping[str, list[Session]]) -> str:
+    return ", ".join(f"{name} {len(found)}" for name, found in sessions.items())
+
+
+def agreement_lines(sessions: Mapping[str, list[Session]]) -> list[str]:
     pairs: dict[str, list[tuple[bool, bool]]] = {}
-    for sessions in raw.values():
-        told = [list(figures(each)) for each in sessions]
+    for each in sessions.values():
+        told = [list(figures(session.rounds)) for session in each]
         for one, other in combinations(told, 2):
             for a, b in zip(one, other, strict=True):
                 pairs.setdefault(a.name, []).append((agree(a, b), overlap(a, b)))
@@ -258,7 +299,8 @@ def agreement_lines(raw: Mapping[str, list[dict[str, list[list[float]]]]]) -> li
     return [
         f"- {name}: {np.mean([a for a, _ in found]):.1%} of {len(found)} pairs agree, "
         f"{np.mean([o for _, o in found]):.1%} overlap"
-        for name, found in {**pairs, "all": everything}.items()
+        for name, found in {**pairs, "together": everything}.items()
+        if found
     ]
 
 
