@@ -17,6 +17,14 @@ REPLICATES = 1000
 FIGURES = {"p50": 50, "p90": 90, "p99": 99}
 """Name -> percentile; the mean is the fourth figure."""
 
+BETWEEN_LAUNCHES = 0.01
+"""Standard deviation of a latency between launches of the same program, as a share of it.
+
+Where the system puts memory differs each time, and calls of one process cannot tell (Mytkowicz and others, Producing
+Wrong Data Without Doing Anything Obviously Wrong, ASPLOS 2009; Kalibera and Jones, Rigorous Benchmarking in Reasonable
+Time, ISMM 2013). scripts/bench_measuring.py found 0.9 to 1.1 % for p50s whose own intervals were +-0.25 %.
+"""
+
 _LEVEL = 0.95
 _MOST_DRAWS = 1 << 22
 """Draws held in memory at once."""
@@ -25,29 +33,35 @@ _FEW_VALUES = 64
 _FEWEST_ROUNDS = 4
 
 
-def bootstrap_latency(rounds: Rounds, *, seed: int = 0) -> dict[str, tuple[float, float]]:
+def bootstrap_latency(
+    rounds: Rounds, *, seed: int = 0, between_launches: float = BETWEEN_LAUNCHES
+) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals of "mean", "p50", "p90" and "p99" over the calls of all rounds.
 
     Rounds are drawn with replacement and their calls kept together: calls of one round share the machine's state and
     are worth less than as many independent ones (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
     section 3.8, strategy 1). Where neighbouring rounds resemble each other, since the machine is slower for a while,
-    several in a row are drawn at once: see `block_length`. Percentile intervals, widened for the number of blocks.
+    several in a row are drawn at once: see `block_length`. Percentile intervals, widened for the number of blocks, and
+    for what one launch cannot show. Of fewer than eight rounds they are somewhat too short.
 
     Args:
         rounds: times of the calls of each round, in milliseconds, in order. Of fewer than four, each call counts as a
             round.
         seed: of the draws.
+        between_launches: see `BETWEEN_LAUNCHES`; 0 for what this launch shows.
     """
     data = _units(rounds)
     length = block_length([float(np.median(each)) for each in data])
     found = np.concatenate([_figures(data, counts) for counts in _draws(len(data), length, data, seed=seed)])
     low, high = _ends(found, len(data) / length)
     point = _figures(data, np.ones((1, len(data)), dtype=np.int64))[0]
-    low, high = np.minimum(low, point), np.maximum(high, point)
+    low, high = _widened(point, low, high, between_launches)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("mean", *FIGURES))}
 
 
-def ratio_interval(base: Rounds, other: Rounds, *, seed: int = 0) -> tuple[float, float, float]:
+def ratio_interval(
+    base: Rounds, other: Rounds, *, seed: int = 0, between_launches: float = BETWEEN_LAUNCHES
+) -> tuple[float, float, float]:
     """Return how many times faster `other` is: the ratio of the medians base / other and its 95 % interval.
 
     Rounds are drawn in pairs, as in `bootstrap_latency`, so that what disturbed both rows of a round cancels.
@@ -56,6 +70,7 @@ def ratio_interval(base: Rounds, other: Rounds, *, seed: int = 0) -> tuple[float
         base: times of the calls of each round.
         other: of the same rounds.
         seed: of the draws.
+        between_launches: of each of the two.
     """
     bases, others = _units(base), _units(other)
     count = min(len(bases), len(others))
@@ -70,7 +85,8 @@ def ratio_interval(base: Rounds, other: Rounds, *, seed: int = 0) -> tuple[float
     )
     low, high = _ends(found, count / length)
     ratio = float(np.median(np.concatenate(bases)) / np.median(np.concatenate(others)))
-    return ratio, min(float(low), ratio), max(float(high), ratio)
+    low, high = _widened(ratio, low, high, math.sqrt(2) * between_launches)
+    return ratio, float(low), float(high)
 
 
 def block_length(values: Sequence[float]) -> int:
@@ -183,6 +199,12 @@ def _ends(found: Array, units: float) -> tuple[Any, Any]:
     tail = 1 - NormalDist().cdf(wide)
     low, high = np.quantile(found, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def _widened(point: Any, low: Any, high: Any, share: float) -> tuple[Any, Any]:
+    """Add an independent error, a share of the point, to both arms; an arm is never negative."""
+    more = NormalDist().inv_cdf((1 + _LEVEL) / 2) * share * point
+    return point - np.hypot(np.maximum(point - low, 0), more), point + np.hypot(np.maximum(high - point, 0), more)
 
 
 def _chunks(count: int) -> Iterator[int]:
