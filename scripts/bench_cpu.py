@@ -54,6 +54,8 @@ TARGETS = {
 }
 """What must be reached over ONNX Runtime's FP32, at batch 1 with two threads."""
 
+LEAST_ROUNDS = 3
+
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -219,11 +221,16 @@ def openvino_variants(files: Files, *, threads: int, skip: list[str]) -> Iterato
         yield Variant("NNCF", compiled(quantized))
 
 
-def measure(found: list[Variant], x: np.ndarray, *, rounds: int, repeats: int) -> None:
-    """Time every variant in turn; a run before the timed ones brings its weights back into the caches."""
+def measure(found: list[Variant], x: np.ndarray, *, rounds: int, repeats: int, end: float) -> None:
+    """Time every variant in turn; a run before the timed ones brings its weights back into the caches.
+
+    No round but the first three begins after `end`, in seconds of the monotonic clock.
+    """
     for variant in found:
         variant.times_ms.clear()
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number >= LEAST_ROUNDS and time.monotonic() > end:
+            return
         for variant in found:
             variant.run(x)
             times = []
@@ -247,6 +254,7 @@ def rows_of(found: list[Variant], name: str, *, batch: int, threads: int) -> lis
                 "model": name,
                 "batch": batch,
                 "threads": threads,
+                "rounds": len(times),
                 "variant": variant.name,
                 "ms": float(np.median(times)),
                 "ratio": float(np.median(ratios)),
@@ -284,8 +292,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--skip", nargs="*", default=[], choices=["torch.compile", "nncf"])
-    parser.add_argument("--json", type=Path, help="where to write every number")
-    parser.add_argument("--markdown", type=Path, help="where to write the tables")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds of rounds for each model")
+    parser.add_argument("--json", type=Path, help="where to write every number, after each model and thread count")
+    parser.add_argument("--markdown", type=Path, help="where to write the tables, as often")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -294,16 +303,29 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             files = prepare(name, Path(folder))
             for threads in options.threads:
-                found = list(variants(files, threads=threads, skip=options.skip))
-                for variant in found:
-                    outputs = np.concatenate([variant.run(files.inputs[i : i + 16]) for i in (0, 16)])
-                    variant.error = float(np.linalg.norm(outputs - files.expected) / np.linalg.norm(files.expected))
-                for batch in options.batch:
-                    measure(found, files.inputs[:batch], rounds=options.rounds, repeats=options.repeats)
-                    rows += rows_of(found, name, batch=batch, threads=threads)
-                    print(markdown(rows[-len(found) :]), flush=True)
-                del found
-                gc.collect()
+                rows += rows_with(files, name, threads, options)
+                write(rows, options)
+
+
+def rows_with(files: Files, name: str, threads: int, options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure every variant of a model with so many threads, at every batch size, and print the tables."""
+    found = list(variants(files, threads=threads, skip=options.skip))
+    for variant in found:
+        outputs = np.concatenate([variant.run(files.inputs[i : i + 16]) for i in (0, 16)])
+        variant.error = float(np.linalg.norm(outputs - files.expected) / np.linalg.norm(files.expected))
+    share = options.budget / len(options.threads) / len(options.batch)
+    rows = []
+    for batch in options.batch:
+        end = time.monotonic() + share
+        measure(found, files.inputs[:batch], rounds=options.rounds, repeats=options.repeats, end=end)
+        rows += rows_of(found, name, batch=batch, threads=threads)
+        print(markdown(rows[-len(found) :]), flush=True)
+    del found
+    gc.collect()
+    return rows
+
+
+def write(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     if options.json:
         options.json.write_text(json.dumps({"cpu": cpu().name, "rows": rows}, indent=1))
     if options.markdown:
