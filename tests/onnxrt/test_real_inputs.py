@@ -203,7 +203,7 @@ def test_efficientnet_keeps_its_answers(efficientnet, capsys):
     quantize_static(prepared, static, exported.feeds(), StaticSettings())
     qdq, _ = exported.cpu()
     expected = exported.float.argmax(1)
-    for name, path in (("static", static), ("qdq", qdq)):
+    for name, path in (("static", static), ("qdq", qdq), ("openvino", exported.openvino()[0])):
         logits = np.concatenate([infer(path, batch.numpy()) for batch in exported.inputs.split(16)])
         agreement = float((logits.argmax(1) == expected).mean())
         top_1 = int((logits[:20].argmax(1) == labels).sum())
