@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from importlib import metadata
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -85,7 +86,7 @@ class LocalWorker:
         return Opened(
             got=tuple(getattr(self._session, "providers", ())),
             nodes=dict(getattr(self._session, "assigned", {})),
-            versions={name: str(sys.modules[name].__version__) for name in _COMPUTING if name in sys.modules},
+            versions={name: _version(name) for name in _COMPUTING if name in sys.modules},
             seconds=time.perf_counter() - start,
         )
 
@@ -199,6 +200,12 @@ class LocalWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _version(module: str) -> str:
+    """Return the version of a loaded module; OpenVINO's plugin has one in its package alone."""
+    told = getattr(sys.modules[module], "__version__", None)
+    return str(told) if told else metadata.version(module)
 
 
 def _nvml_gpu(device: str, stack: ExitStack) -> NvmlGpu | None:
