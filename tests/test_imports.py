@@ -19,7 +19,7 @@ LAYERS = [
     },
     {
         "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",
-        "hardware", "interrupts",
+        "hardware", "interrupts", "closing",
     },
 ]  # fmt: skip
 

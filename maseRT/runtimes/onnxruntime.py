@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from maseRT.closing import Closing
 from maseRT.errors import CheckError, MissingError, StepError
 from maseRT.onnxrt.providers import (
     CPU,
@@ -221,7 +221,7 @@ def check_assignment(asked: str, counts: Mapping[str, int], *, where: str) -> No
         )
 
 
-class OnnxSession:
+class OnnxSession(Closing):
     """An ONNX file loaded by onnxruntime.
 
     Args:
@@ -292,14 +292,6 @@ class OnnxSession:
         if self._session is None:
             raise StepError("the session is closed", where=OnnxRuntime.name)
         return self._session
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class OnnxBound:

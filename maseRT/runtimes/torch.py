@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from maseRT.closing import Closing
 from maseRT.errors import MissingError
 from maseRT.hardware import cuda_index, why_no_torch_cuda
 from maseRT.runtimes.base import TensorSpec
@@ -52,7 +52,7 @@ class TorchRuntime:
         return TorchSession(artifact, device, dtype)
 
 
-class TorchSession:
+class TorchSession(Closing):
     """An nn.Module in eval mode on a device."""
 
     def __init__(self, module: nn.Module, device: str, dtype: str) -> None:
@@ -98,14 +98,6 @@ class TorchSession:
         with torch.inference_mode():
             output: Tensor = self._module(tensor)
         return output
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class TorchBound:

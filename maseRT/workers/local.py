@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from importlib import metadata
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from maseRT.closing import Closing
 from maseRT.energy import STEADY_SECONDS, Energy, Power, measure_energy, open_meter
 from maseRT.errors import MaseRTError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus
@@ -49,7 +49,7 @@ def _telling(
     return told
 
 
-class LocalWorker:
+class LocalWorker(Closing):
     """See `maseRT.workers.protocol.Worker`.
 
     Args:
@@ -192,14 +192,6 @@ class LocalWorker:
 
     def _device_mb(self) -> float | None:
         return self._gpu.memory_mb() if self._gpu else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _version(module: str) -> str:

@@ -13,9 +13,9 @@ import tempfile
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from maseRT.closing import Closing
 from maseRT.energy import STEADY_SECONDS, Energy, Power
 from maseRT.errors import MissingError, StepError
 from maseRT.nvml import GpuState
@@ -34,7 +34,7 @@ _LINE = 200
 _CRASH = "Fatal Python error:"
 
 
-class ProcessWorker:
+class ProcessWorker(Closing):
     """See `maseRT.workers.protocol.Worker`.
 
     The process has its own group, so that Ctrl-C is the parent's alone, and ends with the parent, whatever ends that.
@@ -242,14 +242,6 @@ class ProcessWorker:
         if self._said is not None:
             self._said.close()
             self._said = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -223,7 +223,9 @@ def test_the_process_loads_no_torch_unless_its_opener_does(process, tmp_path):
     assert not {"torch", "onnx", "pydantic", "scipy"} & set((tmp_path / "modules").read_text().split())
 
 
-def test_what_a_process_prints_goes_to_the_log(process, capfd, caplog):
+def test_what_a_process_prints_goes_to_the_log(process, capfd, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("maseRT"), "handlers", [])  # a command that ran before shows warnings
+    monkeypatch.setattr(logging.getLogger("maseRT"), "propagate", True)
     with caplog.at_level(logging.INFO, "maseRT"), process(sessions.talking) as worker:
         worker.open()
         assert ("maseRT.somewhere", logging.WARNING, "a-row: mind this") in caplog.record_tuples

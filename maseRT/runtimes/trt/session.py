@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import prod
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from maseRT.closing import Closing
 from maseRT.errors import StepError, UsageError
 from maseRT.runtimes.base import Profile, ShapeRange, TensorSpec
 from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, to_numpy
@@ -54,7 +54,7 @@ class Binding:
         return self.host[: prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
-class TrtSession:
+class TrtSession(Closing):
     """A loaded engine with its buffers, stream and CUDA graph, allocated once and freed by `close`.
 
     A batch below the engine's smallest is filled up with zeros, and the results of those are cut off.
@@ -333,14 +333,6 @@ class TrtSession:
         set_device(self._device)
         checked(runtime.cudaEventRecord(self._ordered, first))
         checked(runtime.cudaStreamWaitEvent(then, self._ordered, 0))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class TrtBound:
