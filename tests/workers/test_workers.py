@@ -224,8 +224,9 @@ def test_the_process_loads_no_torch_unless_its_opener_does(process, tmp_path):
 
 
 def test_what_a_process_prints_goes_to_the_log(process, capfd, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("maseRT"), "handlers", [])  # a command that ran before shows warnings
-    monkeypatch.setattr(logging.getLogger("maseRT"), "propagate", True)
+    # Commands that ran before, and libraries, have handlers of their own that print.
+    monkeypatch.setattr(logging.getLogger("maseRT"), "handlers", [caplog.handler])
+    monkeypatch.setattr(logging.getLogger("maseRT"), "propagate", False)
     with caplog.at_level(logging.INFO, "maseRT"), process(sessions.talking) as worker:
         worker.open()
         assert ("maseRT.somewhere", logging.WARNING, "a-row: mind this") in caplog.record_tuples
