@@ -236,7 +236,7 @@ def _published(context: Context, report: schema.Report, ranking: Sensitivity | N
     written = publish(report, workspace)
     missing = [f"{row.name}: {row.not_run}" for row in report.rows if row.not_run]
     return StepResult(
-        headline=f"{workspace.report_markdown}" + (f", {len(missing)} not run here" if missing else ""),
+        headline=f"{workspace.report_html}" + (f", {len(missing)} not run here" if missing else ""),
         outputs=[*written, *([workspace.sensitivity] if ranking else [])],
         summary={
             "verdict": report.verdict,
