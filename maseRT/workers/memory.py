@@ -16,7 +16,8 @@ _KIB_PER_MIB = 1024
 class MemoryUse:
     """Adds up what watched blocks take, and keeps the peak.
 
-    Differences over blocks, not totals: other rows may live in the same process or on the same GPU.
+    Differences over blocks, not totals: other rows may live in the same process or on the same GPU. What the process
+    had freed before and takes again does not show: only a process of its own tells all.
 
     Args:
         device_mb: returns the memory in use on the GPU, in MiB; None where that is not told.
