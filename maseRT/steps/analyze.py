@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from maseRT import __version__
-from maseRT.config import AnalyzeSection, Config
+from maseRT.config import AnalyzeSection
 from maseRT.errors import UsageError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
 from maseRT.records import dependency_versions
 from maseRT.report import schema
-from maseRT.report.audit import audit
-from maseRT.report.gates import judge
+from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
 from maseRT.report.publish import publish
-from maseRT.report.verdict import verdict
 from maseRT.steps import history
 from maseRT.steps.artifacts import Artifact, artifacts
 from maseRT.steps.common import Setting, load_plan, set_up
@@ -82,9 +80,10 @@ def run(context: Context) -> StepResult:
             "drift": rungs,
             "sections": [ranking.section()] if ranking else [],
             "wall_seconds": time.perf_counter() - started,
+            "result": _result(report),
         }
     )
-    return _published(context, _judged(report, context.config), ranking)
+    return _published(context, judged(report, context.config.gate), ranking)
 
 
 def _open(context: Context, setting: Setting, section: AnalyzeSection, stack: ExitStack) -> Rows:
@@ -170,14 +169,6 @@ def _report(
     )
 
 
-def _judged(report: schema.Report, config: Config) -> schema.Report:
-    """Return the report with its result, its verdict, what it found about itself, and its gates."""
-    report = report.model_copy(update={"result": _result(report)})
-    report = report.model_copy(update={"findings": audit(report)})
-    report = report.model_copy(update={"gates": judge(report, config.gate) if config.gate else []})
-    return report.model_copy(update={"verdict": verdict(report)})
-
-
 def _result(report: schema.Report) -> str:
     """Return the engine's row if it ran, else the fastest deployed one."""
     ran = [row for row in report.ran() if row.role == "deployed" and row.timings]
@@ -239,12 +230,10 @@ def _published(context: Context, report: schema.Report, ranking: Sensitivity | N
         headline=f"{workspace.report_html}" + (f", {len(missing)} not run here" if missing else ""),
         outputs=[*written, *([workspace.sensitivity] if ranking else [])],
         summary={
-            "verdict": report.verdict,
             "rows": [row.model_dump(mode="json", exclude_none=True) for row in report.rows],
             "not_run": missing,
-            "findings": [finding.model_dump(mode="json") for finding in report.findings],
-            "gates": [gate.model_dump(mode="json") for gate in report.gates],
             "report": str(workspace.report),
+            **judgement(report),
         },
         table=console_table(report),
         remarks=[

@@ -18,17 +18,15 @@ def judged_again(config: Config, workspace: Workspace, record: StepRecord) -> St
     if read_json(workspace.report, made_by="analyze")["config"].get("gate") == wanted:
         return record
     from maseRT.report.files import load_report  # what draws a report takes its time to import
-    from maseRT.report.gates import judge
+    from maseRT.report.judging import judged, judgement
     from maseRT.report.publish import publish
 
     report = load_report(workspace.report)
-    gates = judge(report, config.gate) if config.gate else []
     resolved = {name: value for name, value in report.config.items() if name != "gate"}
-    written = publish(
-        report.model_copy(update={"gates": gates, "config": resolved | ({"gate": wanted} if wanted else {})}), workspace
-    )
-    fresh = {workspace.name_of(path): FileState.of(path) for path in written}
-    summary = record.summary | {"gates": [gate.model_dump(mode="json") for gate in gates]}
+    resolved |= {"gate": wanted} if wanted else {}
+    report = judged(report.model_copy(update={"config": resolved}), config.gate)
+    fresh = {workspace.name_of(path): FileState.of(path) for path in publish(report, workspace)}
+    summary = record.summary | judgement(report)
     record = replace(record, outputs=record.outputs | fresh, summary=summary)
     record.write(workspace)
     return record

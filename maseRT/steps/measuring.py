@@ -21,9 +21,9 @@ class Measured:
 
     Attributes:
         times: by batch size.
-        energy: of one sample in the largest batch, or why there is none.
+        energy: of one sample in the last batch size, or why there is none.
         memory: most host and device memory, MiB.
-        gpu: its state in the middle of the work.
+        gpu: its state after its last turn.
         kernels_ms: of an engine, by kernel.
     """
 

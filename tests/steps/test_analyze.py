@@ -65,6 +65,8 @@ def test_new_gates_judge_the_old_measurement(finished):
     }
     report = _report(finished)
     assert report.created == measured
+    assert outcome.summary["verdict"] == report.verdict
+    assert "gate" in report.verdict
     assert report.config["gate"] == {"max_accuracy_drop": 0.1, "max_latency_ms": 1e-6}
     assert "max_latency_ms" in finished.workspace.report_markdown.read_text()
     assert finished.single("analyze", DROP, IMPOSSIBLE).status == "cached"
