@@ -30,7 +30,7 @@ from maseRT.receipt import Receipt
 from maseRT.records import dependency_versions
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Bound, Session
-from maseRT.runtimes.trt import build as build_module
+from maseRT.runtimes.trt import weak_types
 from maseRT.steps.table import STEPS
 from maseRT.workspace import Workspace, read_json, write_json
 
@@ -142,18 +142,12 @@ def build_all(job: Job, options: Options, result: dict[str, Any], save: Callable
 @contextmanager
 def free_types() -> Any:
     """Let a weakly typed builder choose FP16 for whatever is not INT8."""
-
-    def allow(trt: Any, network: Any, config: Any, onnx: Any) -> list[str]:
-        for flag in (trt.BuilderFlag.INT8, trt.BuilderFlag.FP16):
-            config.set_flag(flag)
-        return []
-
-    told = build_module._set_types
-    build_module._set_types = allow
+    told = weak_types.tell_types
+    weak_types.tell_types = lambda trt, network, types: []
     try:
         yield
     finally:
-        build_module._set_types = told
+        weak_types.tell_types = told
 
 
 def precision_counts(workspace: Workspace) -> dict[str, int]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +17,7 @@ from maseRT.runtimes.tensorrt_rtx import FLAVOUR as RTX
 from maseRT.runtimes.trt import build as module
 from maseRT.runtimes.trt import flavour
 from maseRT.runtimes.trt.build import target_capability
-from maseRT.runtimes.trt.log import make
-from maseRT.runtimes.trt.network import parse
-from maseRT.runtimes.trt.onnx_facts import read_onnx
+from maseRT.runtimes.trt.log import logger_for, make
 from maseRT.runtimes.trt.timing import TimingCache
 
 BATCH = BatchRange(1, 4, 8)
@@ -193,8 +190,6 @@ def test_tensorrt_builds_for_no_other_gpu(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated")
 def test_a_broken_timing_cache_is_replaced_with_a_word(tmp_path):
-    from maseRT.runtimes.trt.log import logger_for
-
     path = tmp_path / "timing.cache"
     path.write_bytes(b"rubbish")
     config = tensorrt_rtx.Builder(logger_for(tensorrt_rtx)).create_builder_config()
@@ -205,73 +200,42 @@ def test_a_broken_timing_cache_is_replaced_with_a_word(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated")
 def test_a_first_timing_cache_needs_no_word(tmp_path):
-    from maseRT.runtimes.trt.log import logger_for
-
     path = tmp_path / "new" / "timing.cache"
     config = tensorrt_rtx.Builder(logger_for(tensorrt_rtx)).create_builder_config()
     assert TimingCache(tensorrt_rtx, config, path).save() == []
     assert path.stat().st_size > 0
 
 
-class WeakConfig:
-    """The flags of a weakly typed library's builder configuration."""
+def test_a_build_is_tried_again_with_less_where_no_kernel_obeys(monkeypatch, linear_onnx, build, caplog):
+    class Refusing:
+        """A builder that finds no kernel at first."""
 
-    def __init__(self):
-        self.flags = []
-
-    def set_flag(self, flag):
-        self.flags.append(flag)
-
-
-def _weak_library():
-    names = ("INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS")
-    kinds = SimpleNamespace(FLOAT="float", HALF="half")
-    return SimpleNamespace(
-        __name__="weak", __version__="8", DataType=kinds, BuilderFlag=SimpleNamespace(**{n: n for n in names})
-    )
-
-
-def test_a_file_without_fp16_gets_no_fp16_kernels(linear_onnx):
-    config = WeakConfig()
-    assert module._set_types(_weak_library(), None, config, read_onnx(linear_onnx).for_tensorrt_8()) == []
-    assert config.flags == []
-
-
-def test_a_weakly_typed_build_says_how_many_layers_were_told_their_type(mixed_onnx):
-    onnx = read_onnx(mixed_onnx).for_tensorrt_8()
-    builder = make(tensorrt_rtx, "Builder")
-    real = parse(tensorrt_rtx, builder, onnx)
-    typed = set()
-
-    class Told:
-        def __init__(self, layer):
-            self.__dict__["layer"] = layer
+        def __init__(self, builder):
+            self.builder = builder
+            self.calls = 0
 
         def __getattr__(self, name):
-            return getattr(self.layer, name)
+            return getattr(self.builder, name)
 
-        def __setattr__(self, name, value):
-            typed.add((self.layer.name, value))
+        def build_serialized_network(self, network, config):
+            self.calls += 1
+            if self.calls > 1:
+                return self.builder.build_serialized_network(network, config)
+            logger_for(tensorrt_rtx).log(tensorrt_rtx.ILogger.Severity.ERROR, "could not find any implementation")
+            return None
 
-        def set_output_type(self, index, kind):
-            typed.add((self.layer.name, kind))
+    class Weak:
+        def __init__(self, *network):
+            self.notes = []
 
-    trt = _weak_library()
-    trt.DataType = tensorrt_rtx.DataType
-    config, network = (
-        WeakConfig(),
-        SimpleNamespace(num_layers=real.num_layers, get_layer=lambda i: Told(real.get_layer(i))),
-    )
-    notes = module._set_types(trt, network, config, onnx)
-    assert config.flags == ["INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"]
-    assert notes == [
-        f"weakly typed: {len(typed)} of {real.num_layers} layers told their type, the others left to the builder"
-    ]
-    assert {kind for _, kind in typed} == {tensorrt_rtx.DataType.FLOAT, tensorrt_rtx.DataType.HALF}
+        def relax(self, heard):
+            self.notes.append("a type was given up")
+            return heard.errors == ["could not find any implementation"]
 
-
-def test_a_type_that_the_library_lacks_is_said(mixed_onnx):
-    trt = _weak_library()
-    del trt.BuilderFlag.FP16
-    with pytest.raises(UsageError, match="weak 8 knows no FP16"):
-        module._set_types(trt, None, WeakConfig(), read_onnx(mixed_onnx).for_tensorrt_8())
+    builder = Refusing(make(tensorrt_rtx, "Builder"))
+    monkeypatch.setattr(module, "_builder", lambda trt, device: builder)
+    monkeypatch.setattr(module, "types_strongly", lambda trt: False)
+    monkeypatch.setattr(module, "WeakTypes", Weak)
+    assert "a type was given up" in build(linear_onnx).notes
+    assert builder.calls == 2
+    assert "a type was given up" in caplog.text

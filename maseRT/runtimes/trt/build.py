@@ -16,9 +16,10 @@ from maseRT.runtimes.base import BuildOptions, EngineInfo, EngineLayer, Profile,
 from maseRT.runtimes.trt.flavour import Flavour, load, why_cannot_build, why_cannot_use_gpu
 from maseRT.runtimes.trt.layers import Origin, layers_from_json, layers_from_log
 from maseRT.runtimes.trt.log import Heard, listening, make
-from maseRT.runtimes.trt.network import constrain_types, parse, readable, set_io_types, types_strongly
+from maseRT.runtimes.trt.network import parse, readable, types_strongly
 from maseRT.runtimes.trt.onnx_facts import OnnxFile, read_onnx
 from maseRT.runtimes.trt.timing import TimingCache
+from maseRT.runtimes.trt.weak_types import WeakTypes, set_io_types
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +47,16 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
         config = _configure(trt, builder, onnx, options)
         if flavour.ahead_of_time:
             _set_target(trt, config, target)
+        weak = None
         if not types_strongly(trt):
             set_io_types(trt, network, types_of_io)
-            notes += _set_types(trt, network, config, onnx)
+            weak = WeakTypes(trt, network, config, onnx)
         _add_profiles(builder, config, profiles)
         cache_file = timing_cache_file(flavour, trt.__version__, options)
         timing = TimingCache(trt, config, cache_file)
         notes += _make_reproducible(trt, config, flavour, timing) if options.reproducible else []
         start = time.perf_counter()
-        engine = builder.build_serialized_network(network, config)
+        engine = _serialized(builder, network, config, weak, heard)
         seconds = time.perf_counter() - start
         if engine is None:
             special = [name for name in _OPTIONAL_FLAGS if getattr(options, name)]
@@ -63,7 +65,7 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
                 where=str(path),
                 fix=f"build without {', '.join(special)}" if special else "",
             )
-        notes += timing.save()
+        notes += [*(weak.notes if weak is not None else ()), *timing.save()]
         content = memoryview(engine)
         layers, source = _observe(trt, flavour, content, heard, Origin(onnx.layers, onnx.ops))
     out.write_bytes(content)
@@ -84,6 +86,15 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
         hardware_compatible=options.hardware_compatible,
         stripped=options.strip,
     )
+
+
+def _serialized(builder: Any, network: Any, config: Any, weak: WeakTypes | None, heard: Heard) -> Any:
+    """Return the built engine, of a weakly typed network with as much of its types as can be had; None: none is."""
+    engine = builder.build_serialized_network(network, config)
+    while engine is None and weak is not None and weak.relax(heard):
+        log.warning("%s", weak.notes[-1])
+        engine = builder.build_serialized_network(network, config)
+    return engine
 
 
 def timing_cache_file(flavour: Flavour, version: str, options: BuildOptions) -> Path | None:
@@ -266,24 +277,6 @@ def _set_target(trt: Any, config: Any, capability: str) -> None:
         )
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{wanted}"), 0)
-
-
-def _set_types(trt: Any, network: Any, config: Any, onnx: OnnxFile) -> list[str]:
-    """Make a weakly typed network compute in the ONNX file's types."""
-    flags = {"INT8": onnx.has_qdq, "FP16": "float16" in onnx.floats, "BF16": "bfloat16" in onnx.floats}
-    for name in (name for name, needed in flags.items() if needed):
-        if not hasattr(trt.BuilderFlag, name):
-            raise UsageError(
-                f"{trt.__name__} {trt.__version__} knows no {name}",
-                where=str(onnx.path),
-                fix='set [quantize] float = "fp16" or "fp32"',
-            )
-        config.set_flag(getattr(trt.BuilderFlag, name))
-    if onnx.floats <= {"float32"}:
-        return []
-    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    count = constrain_types(trt, network, onnx.float_nodes())
-    return [f"weakly typed: {count} of {network.num_layers} layers told their type, the others left to the builder"]
 
 
 def _add_profiles(builder: Any, config: Any, profiles: tuple[Profile, ...]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from maseRT.errors import StepError
@@ -12,26 +10,6 @@ from maseRT.runtimes.trt.onnx_facts import OnnxFile, lower_opset
 
 LOWEST_OPSET = 19
 """The exporter goes no lower."""
-
-_TRT_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
-_TYPED_BY_THEMSELVES = frozenset(
-    {
-        "ASSERTION",
-        "CAST",
-        "CONDITION",
-        "CONDITIONAL_INPUT",
-        "CONDITIONAL_OUTPUT",
-        "CONSTANT",
-        "DEQUANTIZE",
-        "IDENTITY",
-        "ITERATOR",
-        "LOOP_OUTPUT",
-        "QUANTIZE",
-        "RECURRENCE",
-        "SHAPE",
-        "TRIP_LIMIT",
-    }
-)
 
 
 def parse(trt: Any, builder: Any, onnx: OnnxFile) -> Any:
@@ -67,47 +45,6 @@ def types_strongly(trt: Any) -> bool:
 def readable(trt: Any, onnx: OnnxFile) -> OnnxFile:
     """Return a file as this library's parser reads it."""
     return onnx if types_strongly(trt) else onnx.for_tensorrt_8()
-
-
-def constrain_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
-    """Set precision and output types of a weakly typed network's layers; return how many were set.
-
-    Args:
-        types: ONNX node -> "float32", "float16" or "bfloat16".
-    """
-    data_types = {kind: getattr(trt.DataType, name) for kind, name in _TRT_TYPES.items() if hasattr(trt.DataType, name)}
-    floats = set(data_types.values())
-    count = 0
-    for layer in (network.get_layer(i) for i in range(network.num_layers)):
-        kind = next((types[node] for node in _nodes_of(layer) if node in types), None)
-        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        typed = [i for i, tensor in enumerate(outputs) if tensor.dtype in floats and not tensor.is_shape_tensor]
-        if kind is None or not typed or layer.type.name in _TYPED_BY_THEMSELVES:
-            continue
-        layer.precision = data_types[kind]
-        for index in typed:
-            layer.set_output_type(index, data_types[kind])
-        count += 1
-    return count
-
-
-def set_io_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
-    """Give the inputs and outputs of a weakly typed network the file's types, which widening has changed.
-
-    Args:
-        types: tensor name -> numpy's name of its type.
-    """
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    for tensor in (*inputs, *outputs):
-        if types.get(tensor.name) == "float16":
-            tensor.dtype = trt.DataType.HALF
-
-
-def _nodes_of(layer: Any) -> list[str]:
-    """Return the ONNX nodes of a network layer: from its metadata, else its name without a repetition's number."""
-    told = re.findall(r"\[ONNX Layer: (.*?)\]", layer.metadata)
-    return told or [layer.name, re.sub(r"_\d+$", "", layer.name)]
 
 
 def _describe(error: Any, onnx: OnnxFile) -> str:

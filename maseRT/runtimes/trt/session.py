@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from maseRT.closing import Closing
 from maseRT.errors import StepError, UsageError
-from maseRT.runtimes.base import Profile, ShapeRange, TensorSpec
+from maseRT.runtimes.base import Call, Profile, ShapeRange, TensorSpec
 from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, to_numpy
 from maseRT.runtimes.trt.cuda import Resources, capture, checked, cudart, set_device, times_ms
 from maseRT.runtimes.trt.log import listening, make
@@ -103,6 +103,29 @@ class TrtSession(Closing):
             return tensors
         return like_feed(self._arrays_out(shapes), feed)
 
+    def prepare(self, feed: Mapping[str, Any]) -> Call:
+        """Check one batch of numpy arrays, and return what infers it from host memory to host memory.
+
+        Like a bound batch, it can be inferred until the next `infer`, `bind` or `prepare`.
+        """
+        self._check_open()
+        arrays = {name: to_numpy(value) for name, value in feed.items()}
+        batch = self._place(arrays)
+        shapes = {spec.name: self._out_shape(spec.name, batch) for spec in self.outputs}
+        computed = (self._state or (0, {}))[1]
+        given = [(each, arrays[each.spec.name], computed[each.spec.name]) for each in self._bindings if each.is_input]
+        generation = self._generation
+
+        def call() -> list[Any]:
+            self._check_bound(generation)
+            set_device(self._device)
+            for binding, array, shape in given:
+                self._copy_in(binding, array, shape)
+            self._launch()
+            return list(self._arrays_out(shapes).values())
+
+        return call
+
     def bind(self, feed: Mapping[str, Any]) -> TrtBound:
         """Place one batch in the session's buffers; it stays there until the next `infer` or `bind`."""
         self._check_open()
@@ -141,6 +164,12 @@ class TrtSession(Closing):
     def _check_open(self) -> None:
         if self._engine is None:
             raise StepError("the session is closed", where=self._where)
+
+    def _check_bound(self, generation: int) -> None:
+        """Check that no other batch was placed since."""
+        self._check_open()
+        if self._generation != generation:
+            raise StepError("the session has inferred another batch since", where="a bound batch", fix="bind it again")
 
     # loading
 
@@ -358,9 +387,7 @@ class TrtBound:
         return times_ms(self._session._memory.stream, self._launch, iterations)
 
     def _launch(self) -> None:
-        self._session._check_open()
-        if self._session._generation != self._generation:
-            raise StepError("the session has inferred another batch since", where="a bound batch", fix="bind it again")
+        self._session._check_bound(self._generation)
         self._session._launch()
 
 
