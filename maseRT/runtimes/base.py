@@ -5,7 +5,7 @@ Neither torch nor a vendor package is needed to import this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -213,8 +213,12 @@ def _layer_from_json(raw: Mapping[str, Any]) -> EngineLayer:
     return EngineLayer(**{**raw, **tensors, **names})
 
 
+Call = Callable[[], Sequence[Any]]
+"""Infers one batch; returns the outputs as numpy arrays, in the order of the session's `outputs`."""
+
+
 class Bound(Protocol):
-    """Inputs that lie on the device, ready to be inferred again and again: what latency is measured on."""
+    """Inputs that lie on the device, ready to be inferred again and again: what the device's time is measured on."""
 
     def run(self) -> None:
         """Infer once, without copies between host and device; return when it is done."""
@@ -242,6 +246,19 @@ class Session(Protocol):
 
         Args:
             feed: input name -> numpy array; or torch tensor, and the outputs are torch tensors on its device too.
+
+        Raises:
+            UsageError: the feed does not fit the inputs.
+        """
+
+    def prepare(self, feed: Mapping[str, Any]) -> Call:
+        """Check one batch, and return what infers it from host memory to host memory, as `infer` does.
+
+        This is what end-to-end latency is measured on: the checks take longer than some models. A call may refuse to
+        run after the session has inferred or bound something else.
+
+        Args:
+            feed: input name -> numpy array, which must stay as it is.
 
         Raises:
             UsageError: the feed does not fit the inputs.

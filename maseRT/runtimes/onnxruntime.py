@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from maseRT.onnxrt.providers import (
     saturating_products,
     why_unavailable,
 )
-from maseRT.runtimes.base import TensorSpec
+from maseRT.runtimes.base import Call, TensorSpec
 from maseRT.runtimes.feeds import arrays_fit, check_feed, like_feed, to_numpy
 
 if TYPE_CHECKING:
@@ -266,6 +267,11 @@ class OnnxSession(Closing):
         except Exception as error:
             raise StepError(f"inference failed: {error}", where=OnnxRuntime.name) from error
         return dict(zip(self._names, values, strict=True))
+
+    def prepare(self, feed: Mapping[str, Any]) -> Call:
+        """Check one batch, and return what infers it from host memory to host memory: onnxruntime's own call."""
+        check_feed(feed, self.inputs, where=OnnxRuntime.name)
+        return partial(self._live().run, self._names, {name: to_numpy(value) for name, value in feed.items()})
 
     def bind(self, feed: Mapping[str, Any]) -> OnnxBound | CudaBound:
         """Place one batch, and room for the outputs, on the device."""

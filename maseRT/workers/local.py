@@ -106,22 +106,22 @@ class LocalWorker(Closing):
     @_telling
     def warm_up(self, count: int) -> None:
         """Infer the bound batch so many times."""
-        session, feed = self._live(), self._bound_feed()
+        call = self._live().prepare(self._bound_feed())
         with self._memory.watching():
             for _ in range(count):
-                session.infer(feed)
+                call()
         _fall_asleep()
 
     @_telling
     def times_ms(self, count: int) -> list[float]:
         """Return the wall time of each inference."""
-        infer, feed, clock = self._live().infer, self._bound_feed(), time.perf_counter_ns
+        call, clock = self._live().prepare(self._bound_feed()), time.perf_counter_ns
         times_ns = []
         with _no_collection():
-            _lead_in(lambda: infer(feed))
+            _lead_in(call)
             for _ in range(count):
                 start = clock()
-                infer(feed)
+                call()
                 times_ns.append(clock() - start)
         _fall_asleep()
         return [time_ns / 1e6 for time_ns in times_ns]

@@ -52,6 +52,18 @@ def test_the_optimization_level_reaches_the_session(linear_onnx, monkeypatch):
     assert seen[0].intra_op_num_threads == 2
 
 
+def test_a_prepared_batch_is_inferred_from_host_memory_each_time(linear_onnx):
+    x = np.zeros((2, 4), np.float32)
+    with OnnxRuntime().open(linear_onnx) as session:
+        call = session.prepare({"input": x})
+        for value in (1, 2):
+            x[:] = value
+            (output,) = call()
+            np.testing.assert_array_equal(output, session.infer({"input": x})["output"])
+        with pytest.raises(UsageError, match="float16, not float32"):
+            session.prepare({"input": x.astype(np.float16)})
+
+
 def test_a_bound_batch_runs_without_copies(linear_onnx):
     with OnnxRuntime().open(linear_onnx) as session:
         bound = session.bind({"input": np.ones((2, 4), np.float32)})

@@ -43,6 +43,21 @@ def test_the_mode_comes_back_after_an_error(model):
     assert model.training
 
 
+def test_a_prepared_batch_is_inferred_from_host_memory_each_time(model):
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    with TorchRuntime().open(model) as session:
+        call = session.prepare({"input": x})
+        (first,) = call()
+        np.testing.assert_array_equal(first, session.infer({"input": x})["output"])
+        x += 1
+        (second,) = call()
+        np.testing.assert_array_equal(second, session.infer({"input": x})["output"])
+        assert not np.array_equal(first, second)
+        with pytest.raises(UsageError, match="is float64, not float32"):
+            session.prepare({"input": x.astype(np.float64)})
+    assert not torch.is_inference_mode_enabled()
+
+
 def test_a_bound_batch_runs_on_a_cpu_without_a_device_clock(model):
     with TorchRuntime().open(model) as session:
         bound = session.bind({"input": np.ones((4, 4), np.float32)})

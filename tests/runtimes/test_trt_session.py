@@ -209,6 +209,26 @@ def test_a_bound_batch_does_not_outlive_the_next(open_session):
             bound.run()
 
 
+@pytest.mark.parametrize("size", [8, 3])
+def test_a_prepared_batch_is_inferred_from_host_memory_each_time(open_session, size):
+    with open_session((4, 8)) as session:
+        x = batch(size)
+        call = session.prepare({"input": x})
+        outputs = []
+        for seed in range(4):  # the second launch captures the graph
+            x[:] = batch(size, seed)
+            outputs += call()
+        for seed, output in enumerate(outputs):
+            np.testing.assert_array_equal(output, session.infer({"input": batch(size, seed)})["output"])
+        with pytest.raises(StepError, match="another batch since"):
+            call()
+
+
+def test_a_batch_that_does_not_fit_is_not_prepared(open_session):
+    with open_session() as session, pytest.raises(UsageError, match="float64"):
+        session.prepare({"input": batch(8).astype(np.float64)})
+
+
 def test_bound_runs_leave_no_events_behind(open_session, cuda):
     with open_session() as session:
         bound = session.bind({"input": batch(8)})
