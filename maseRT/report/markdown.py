@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maseRT.report.columns import Cell, columns
+from maseRT.report.drift import divergence_sentence, metric_before_and_after, same_label
 from maseRT.report.environment import common_method, config_values, differing_method, machine_facts, samples_sentence
-from maseRT.report.schema import Report, Rung
+from maseRT.report.schema import Report
 from maseRT.report.verdict import verdict
-from maseRT.report.wording import count, decibels, metric_name, metric_value, percent
+from maseRT.report.wording import decibels, metric_name
 
 
 def console_table(report: Report) -> list[tuple[str, ...]]:
@@ -100,7 +101,7 @@ def _drift(report: Report) -> list[str]:
         (
             rung.source,
             rung.target,
-            metric_change_text(rung, report.task.primary),
+            metric_before_and_after(rung, report.task.primary),
             same_label(rung),
             decibels(rung.agreement.sqnr_db),
             "holds" if rung.holds else "falls",
@@ -109,32 +110,6 @@ def _drift(report: Report) -> list[str]:
     ]
     told = [f"- {plain(sentence)}" for rung in report.drift if (sentence := divergence_sentence(rung))]
     return ["", "## Drift", "", *markdown_table([header, *cells]), *(["", *told] if told else [])]
-
-
-def metric_change_text(rung: Rung, metric: str) -> str:
-    """Return the primary metric before and after a rung."""
-    before, after = (
-        metric_value(metric, value, rung.agreement.samples) for value in (rung.metric_before, rung.metric_after)
-    )
-    return f"{before} → {after}"
-
-
-def same_label(rung: Rung) -> str:
-    """Return the share of samples that keep their label; "" where outputs are no classes."""
-    share = rung.agreement.label_agreement
-    return "" if share is None else percent(share, 2)
-
-
-def divergence_sentence(rung: Rung) -> str:
-    """Return where two neighbours part, in one sentence; "" where nobody looked."""
-    found = rung.divergence
-    if found is None:
-        return ""
-    where = f"{rung.source} and {rung.target} part"
-    after = f", the first after {found.before}" if found.before else ""
-    place = f" at {found.layer} (SQNR {decibels(found.sqnr_db)}{after})" if found.layer else " at no tensor looked at"
-    looked = f"; {count(found.compared, 'tensor')} compared" if found.compared else ""
-    return f"{where}{place}{looked}{f'; {found.note}' if found.note else ''}"
 
 
 def _not_run(report: Report) -> list[str]:

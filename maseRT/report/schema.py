@@ -357,6 +357,15 @@ class HistogramStrip(Part):
     top: Amount
     counts: list[Count]
 
+    def clipped_share(self) -> float:
+        """Return the share of values beyond the range; a bin that the range cuts through counts as inside."""
+        total = sum(self.counts)
+        if not total:
+            return 0.0
+        bins = len(self.counts)
+        first = math.ceil(self.amax / self.top * bins - 1e-9) if self.top else bins
+        return sum(self.counts[first:]) / total
+
 
 class Calibration(Part):
     """The calibrators compared, and the ranges of the best."""

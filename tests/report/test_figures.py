@@ -2,35 +2,25 @@
 
 import json
 import re
+from itertools import chain
 
 import plotly.graph_objects
 import pytest
 import reports
 from reports import make
 
-from maseRT.report.figures import (
-    BINS,
-    calibrators,
-    clipped_share,
-    confusion,
-    drift_ladder,
-    histograms,
-    learning,
-    pareto,
-    precision_strip,
-    throughput,
-    trade_offs,
-)
+from maseRT.report.figures.calibration import MOST_BARS, histograms
+from maseRT.report.figures.confusion import confusion
+from maseRT.report.figures.learning import learning
+from maseRT.report.figures.page import page_figures
+from maseRT.report.figures.precision import precision_strip
+from maseRT.report.figures.throughput import throughput
+from maseRT.report.figures.trade_offs import pareto, trade_offs
 from maseRT.report.schema import HistogramStrip
 
 
 def every_figure(report):
-    calibration = report.calibration
-    found = [*trade_offs(report), throughput(report), confusion(report), *drift_ladder(report.drift, report.task)]
-    found += [precision_strip(report.precision)] if report.precision else []
-    found += [calibrators(calibration, report.task), histograms(calibration.histograms)] if calibration else []
-    found += learning(report.training, report.task, key="training", title="Training") if report.training else []
-    return [figure for figure in found if figure is not None]
+    return list(chain.from_iterable(page_figures(report).values()))
 
 
 @pytest.mark.parametrize("make_raw", [reports.digits, reports.vgg7, reports.regression, reports.nothing_ran])
@@ -80,13 +70,8 @@ def test_histograms_lose_no_value_when_bins_are_joined():
     for choice, strip in zip(figure.choices, report.calibration.histograms, strict=True):
         assert choice.name == strip.tensor
         assert sum(choice.data[0]["y"]) == sum(strip.counts)
-        assert len(choice.data[0]["y"]) <= BINS
+        assert len(choice.data[0]["y"]) <= MOST_BARS
         assert choice.layout["shapes"][0]["x0"] == strip.amax
-
-
-@pytest.mark.parametrize(("amax", "share"), [(4.0, 0.0), (3.0, 0.25), (2.5, 0.25), (2.0, 0.5), (0.0, 1.0)])
-def test_bins_wholly_beyond_the_range_are_clipped(amax, share):
-    assert clipped_share(HistogramStrip(tensor="t", amax=amax, top=4.0, counts=[5, 5, 5, 5])) == share
 
 
 def test_empty_histograms_and_curves_draw_nothing_wrong():

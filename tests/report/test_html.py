@@ -153,7 +153,7 @@ def test_values_that_are_no_numbers_are_called_so():
     assert "not a number" in Page(html(make(raw))).text
 
 
-def test_tables_of_sections_have_headers_with_scope(page):
+def test_sections_of_other_steps_stand_in_the_page(page):
     assert "Sensitivity" in page.text
     assert '{ name = "feature_layers.0", precision = "fp16" },' in page.text
 

@@ -1,14 +1,15 @@
-"""The published schema is that of the code, and describes the reports that the code writes."""
+"""The published schema is that of the code and fits the reports that the code writes; derived values."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 from build import report
 
 from maseRT.report.files import schema_json
-from maseRT.report.schema import SCHEMA, Report
+from maseRT.report.schema import SCHEMA, HistogramStrip, Report
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "report.schema.json"
 
@@ -29,6 +30,11 @@ def test_the_schema_says_what_a_report_holds():
 def test_a_written_report_has_only_what_the_schema_names():
     schema = json.loads(schema_json())
     _check(report(device="cuda:0").model_dump(mode="json"), schema, schema["$defs"])
+
+
+@pytest.mark.parametrize(("amax", "share"), [(4.0, 0.0), (3.0, 0.25), (2.5, 0.25), (2.0, 0.5), (0.0, 1.0)])
+def test_bins_wholly_beyond_the_range_are_clipped(amax, share):
+    assert HistogramStrip(tensor="t", amax=amax, top=4.0, counts=[5, 5, 5, 5]).clipped_share() == share
 
 
 def _check(value, schema, definitions):
