@@ -15,7 +15,10 @@ Rounds = Sequence[Sequence[float]]
 
 REPLICATES = 1000
 FIGURES = {"p50": 50, "p90": 90, "p99": 99}
-"""Name -> percentile; the mean is the fourth figure."""
+"""Name -> percentile; the mean comes before them."""
+
+_MEDIAN = 1 + list(FIGURES).index("p50")
+"""Where `_figures` has it."""
 
 BETWEEN_LAUNCHES = 0.01
 """Standard deviation of a latency between launches of the same program, as a share of it.
@@ -31,6 +34,15 @@ _MOST_DRAWS = 1 << 22
 
 _FEW_VALUES = 64
 _FEWEST_ROUNDS = 4
+
+
+def latency_figures(rounds: Rounds) -> dict[str, float]:
+    """Return "mean", "p50", "p90" and "p99" over the calls of all rounds, as `bootstrap_latency` takes them of a draw.
+
+    A percentile is the time of a call: the shortest that so many percent of the calls do not exceed. Between the two
+    next to it, as one interpolates elsewhere, there may be an outlier's length and no call.
+    """
+    return _named(_point(_units(rounds)))
 
 
 def bootstrap_latency(
@@ -54,9 +66,8 @@ def bootstrap_latency(
     length = block_length([float(np.median(each)) for each in data])
     found = np.concatenate([_figures(data, counts) for counts in _draws(len(data), length, data, seed=seed)])
     low, high = _ends(found, len(data) / length)
-    point = _figures(data, np.ones((1, len(data)), dtype=np.int64))[0]
-    low, high = _widened(point, low, high, between_launches)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("mean", *FIGURES))}
+    low, high = map(_named, _widened(_point(data), low, high, between_launches))
+    return {name: (low[name], high[name]) for name in low}
 
 
 def ratio_interval(
@@ -76,15 +87,14 @@ def ratio_interval(
     count = min(len(bases), len(others))
     bases, others = bases[:count], others[:count]
     length = block_length([float(np.median(a) / np.median(b)) for a, b in zip(bases, others, strict=True)])
-    median = 1 + list(FIGURES).index("p50")
     found = np.concatenate(
         [
-            _figures(bases, counts)[:, median] / _figures(others, counts)[:, median]
+            _figures(bases, counts)[:, _MEDIAN] / _figures(others, counts)[:, _MEDIAN]
             for counts in _draws(count, length, max(bases, others, key=lambda each: sum(map(len, each))), seed=seed)
         ]
     )
     low, high = _ends(found, count / length)
-    ratio = float(np.median(np.concatenate(bases)) / np.median(np.concatenate(others)))
+    ratio = float(_point(bases)[_MEDIAN] / _point(others)[_MEDIAN])
     low, high = _widened(ratio, low, high, math.sqrt(2) * between_launches)
     return ratio, float(low), float(high)
 
@@ -185,6 +195,16 @@ def _figures(data: Sequence[Array], counts: Array) -> Array:
     sums = np.array([each.sum() for each in data])
     at = [(reached < total[:, None] * percent / 100).sum(axis=1) for percent in FIGURES.values()]
     return np.stack([counts @ sums / total, *(times[index] for index in at)], axis=1)
+
+
+def _point(data: Sequence[Array]) -> Array:
+    """Return the figures of the calls as they came."""
+    found: Array = _figures(data, np.ones((1, len(data)), dtype=np.int64))[0]
+    return found
+
+
+def _named(figures: Array) -> dict[str, float]:
+    return dict(zip(("mean", *FIGURES), figures.tolist(), strict=True))
 
 
 def _ends(found: Array, units: float) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from maseRT.intervals import bootstrap_latency
+from maseRT.intervals import bootstrap_latency, latency_figures
 from maseRT.report import schema
 from maseRT.runtimes.base import Bound
 
@@ -20,16 +20,15 @@ def latency(rounds: Sequence[Sequence[float]], clock: str) -> schema.Latency:
         clock: "wall" or "device events".
     """
     times = np.concatenate([np.asarray(each, dtype=np.float64) for each in rounds])
-    p50, p90, p99 = np.percentile(times, [50, 90, 99]).tolist()
-    mean = float(times.mean())
+    figures = latency_figures(rounds)
     intervals = bootstrap_latency(rounds)
     return schema.Latency(
         iterations=len(times),
-        mean_ms=mean,
-        p50_ms=p50,
-        p90_ms=p90,
-        p99_ms=p99,
-        cov=float(times.std()) / mean,
+        mean_ms=figures["mean"],
+        p50_ms=figures["p50"],
+        p90_ms=figures["p90"],
+        p99_ms=figures["p99"],
+        cov=float(times.std()) / figures["mean"],
         intervals={name: schema.Interval(low=low, high=high) for name, (low, high) in intervals.items()},
         clock=clock,
     )

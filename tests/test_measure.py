@@ -12,10 +12,19 @@ def test_a_latency_sums_up_all_rounds():
     calls = np.concatenate(rounds)
     assert (found.iterations, found.clock) == (200, "wall")
     assert found.mean_ms == pytest.approx(calls.mean())
-    assert (found.p50_ms, found.p90_ms, found.p99_ms) == pytest.approx(tuple(np.percentile(calls, [50, 90, 99])))
+    assert (found.p50_ms, found.p90_ms, found.p99_ms) == tuple(
+        np.percentile(calls, [50, 90, 99], method="inverted_cdf")
+    )
     assert found.cov == pytest.approx(calls.std() / calls.mean())
     assert set(found.intervals) == {"mean", "p50", "p90", "p99"}
     assert found.intervals["p50"].low < found.p50_ms < found.intervals["p50"].high
+
+
+@pytest.mark.parametrize("calls", [5, 10, 30])
+def test_figures_lie_within_their_intervals_where_each_round_has_a_stall(calls):
+    found = latency([[*[0.5] * (calls - 1), 8.0]] * 10, "wall")
+    for name, interval in found.intervals.items():
+        assert interval.low <= getattr(found, f"{name}_ms") <= interval.high
 
 
 class Bound:
