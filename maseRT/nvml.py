@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from statistics import median_low
+from typing import Any, TypeVar
 
 from maseRT.errors import MissingError, StepError
+
+T = TypeVar("T", int, float)
 
 _IDLE = 0x1
 _REASONS = {
@@ -42,6 +45,29 @@ class GpuState:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {**asdict(self), "limits": list(self.limits)}
+
+
+def typical_state(states: Sequence[GpuState]) -> GpuState | None:
+    """Return what a GPU was like over several moments of work; None where there are none.
+
+    Clocks are the median ones, as latencies are: a GPU that just woke up is not held back. The rest is the worst:
+    the highest temperature and power, and everything that ever held the clocks down.
+    """
+    if not states:
+        return None
+    return GpuState(
+        sm_clock_mhz=_of_known(median_low, (state.sm_clock_mhz for state in states)),
+        memory_clock_mhz=_of_known(median_low, (state.memory_clock_mhz for state in states)),
+        temperature_c=_of_known(max, (state.temperature_c for state in states)),
+        power_w=_of_known(max, (state.power_w for state in states)),
+        power_limit_w=_of_known(min, (state.power_limit_w for state in states)),
+        limits=tuple(dict.fromkeys(limit for state in states for limit in state.limits)),
+    )
+
+
+def _of_known(choose: Callable[[list[T]], T], values: Iterable[T | None]) -> T | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known else None
 
 
 class NvmlGpu:

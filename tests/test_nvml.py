@@ -1,78 +1,13 @@
 """What a GPU says about itself, with an NVML that is an object here."""
-# ruff: noqa: N802  (the names are NVML's)
 
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
+from fake_nvml import Nvml
 
 from maseRT.errors import MissingError, StepError
-from maseRT.nvml import limits_from_mask, open_gpu
-
-
-class NVMLError(Exception):
-    pass
-
-
-class Nvml:
-    """The module pynvml; a value of None is what this GPU does not support."""
-
-    NVMLError = NVMLError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = "sm", "memory", "core"
-
-    def __init__(self, **values):
-        self.values = {
-            "energy": 5_000,
-            "power": 350_000,
-            "reasons": 0x1 | 0x4,
-            "sm": 1980,
-            "memory": 3201,
-            "core": 41,
-            "limit": 700_000,
-            "used": 3 * 2**30,
-        } | values
-        self.starts = True
-        self.running = 0
-
-    def _say(self, handle, what):
-        assert handle == "handle of GPU-1"
-        if self.values[what] is None:
-            raise NVMLError("Not Supported")
-        return self.values[what]
-
-    def nvmlInit(self):
-        if not self.starts:
-            raise NVMLError("Driver Not Loaded")
-        self.running += 1
-
-    def nvmlShutdown(self):
-        self.running -= 1
-
-    def nvmlDeviceGetHandleByUUID(self, uuid):
-        if uuid != "GPU-1":
-            raise NVMLError("Not Found")
-        return f"handle of {uuid}"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
-        return self._say(handle, "energy")
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        return self._say(handle, "power")
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
-        return self._say(handle, "limit")
-
-    def nvmlDeviceGetMemoryInfo(self, handle):
-        return SimpleNamespace(used=self._say(handle, "used"))
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
-        return self._say(handle, "reasons")
-
-    def nvmlDeviceGetClockInfo(self, handle, kind):
-        return self._say(handle, kind)
-
-    def nvmlDeviceGetTemperature(self, handle, kind):
-        return self._say(handle, kind)
+from maseRT.nvml import limits_from_mask, open_gpu, typical_state
 
 
 @pytest.fixture
@@ -117,6 +52,19 @@ def test_what_a_gpu_does_not_tell_is_none(nvml):
         state = gpu.state()
     assert state.power_limit_w is None
     assert (state.power_w, state.temperature_c, state.limits, state.sm_clock_mhz) == (None, None, (), 1980)
+
+
+def test_over_several_moments_clocks_are_the_median_and_the_rest_is_the_worst(nvml):
+    nvml()
+    with open_gpu("GPU-1") as gpu:
+        state = gpu.state()
+    waking = replace(state, sm_clock_mhz=345, memory_clock_mhz=None, power_w=90.0, limits=())
+    hot = replace(state, temperature_c=88, limits=("software thermal slowdown", "power cap"))
+    assert typical_state([waking, state, hot]) == replace(
+        state, temperature_c=88, limits=("power cap", "software thermal slowdown")
+    )
+    assert typical_state([waking, state]).sm_clock_mhz == 345
+    assert typical_state([]) is None
 
 
 @pytest.mark.parametrize(

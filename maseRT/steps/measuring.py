@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maseRT.config import AnalyzeSection
 from maseRT.energy import Energy
-from maseRT.nvml import GpuState
+from maseRT.nvml import GpuState, typical_state
 from maseRT.progress import Reporter
 from maseRT.workers.protocol import Worker
 from maseRT.workers.schedule import RowTimes, idle_power, measure_rows
@@ -23,15 +23,18 @@ class Measured:
         times: by batch size.
         energy: of one sample in the last batch size, or why there is none.
         memory: most host and device memory, MiB.
-        gpu: its state after its last turn.
         kernels_ms: of an engine, by kernel.
     """
 
     times: dict[int, RowTimes] = field(default_factory=dict)
     energy: Energy | str = ""
     memory: tuple[float | None, float | None] = (None, None)
-    gpu: GpuState | None = None
     kernels_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def gpu(self) -> GpuState | None:
+        """The state of its GPU while it was timed."""
+        return typical_state([times.gpu for times in self.times.values() if times.gpu])
 
     @property
     def seconds(self) -> float:
@@ -77,7 +80,6 @@ def measure(
         )
         for name, times in found.items():
             measured[name].times[size] = times
-            measured[name].gpu = workers[name].gpu_state()
     _energy(workers, devices, measured, section, reporter)
     for name, worker in workers.items():
         measured[name].memory = worker.memory()

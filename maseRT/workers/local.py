@@ -15,7 +15,7 @@ from maseRT.closing import Closing
 from maseRT.energy import STEADY_SECONDS, Energy, Power, measure_energy, open_meter
 from maseRT.errors import MaseRTError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus
-from maseRT.nvml import GpuState, NvmlGpu, open_gpu
+from maseRT.nvml import GpuState, NvmlGpu, open_gpu, typical_state
 from maseRT.runtimes.base import Profiled, Session
 from maseRT.workers.memory import MemoryUse
 from maseRT.workers.protocol import Array, Opened, Opener
@@ -64,6 +64,7 @@ class LocalWorker(Closing):
         self._device = device
         self._stack = ExitStack()
         self._gpu: NvmlGpu | None = None
+        self._states: list[GpuState] = []
         self._memory = MemoryUse(self._device_mb)
         self._session: Session | None = None
         self._feed: dict[str, Array] | None = None
@@ -102,6 +103,7 @@ class LocalWorker(Closing):
     def bind(self, inputs: Array) -> None:
         """Keep the batch that is measured from now on."""
         self._feed = {self._live().inputs[0].name: inputs}
+        self._states = []
 
     @_telling
     def warm_up(self, count: int) -> None:
@@ -123,6 +125,7 @@ class LocalWorker(Closing):
                 start = clock()
                 call()
                 times_ns.append(clock() - start)
+        self._look_at_gpu()
         _fall_asleep()
         return [time_ns / 1e6 for time_ns in times_ns]
 
@@ -135,6 +138,7 @@ class LocalWorker(Closing):
         with _no_collection():
             _lead_in(bound.run)
             times_ms = bound.device_times_ms(count)
+        self._look_at_gpu()
         _fall_asleep()
         return times_ms
 
@@ -163,8 +167,8 @@ class LocalWorker(Closing):
 
     @_telling
     def gpu_state(self) -> GpuState | None:
-        """Return the state of the row's GPU now."""
-        return self._gpu.state() if self._gpu else None
+        """Return the state of the row's GPU while it worked on the bound batch."""
+        return typical_state(self._states)
 
     @_telling
     def kernel_times_ms(self, iterations: int) -> dict[str, float]:
@@ -179,6 +183,11 @@ class LocalWorker(Closing):
         """Close the session."""
         self._session = self._feed = self._gpu = None
         self._stack.close()
+
+    def _look_at_gpu(self) -> None:
+        """Note the GPU's state right after work: once it rests, its clocks drop."""
+        if self._gpu is not None:
+            self._states.append(self._gpu.state())
 
     def _live(self) -> Session:
         if self._session is None:

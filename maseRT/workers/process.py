@@ -113,7 +113,7 @@ class ProcessWorker(Closing):
         return memory
 
     def gpu_state(self) -> GpuState | None:
-        """Return the state of the row's GPU now."""
+        """Return the state of the row's GPU while it worked on the bound batch."""
         state: GpuState | None = self._ask("gpu_state")
         return state
 

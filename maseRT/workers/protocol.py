@@ -88,7 +88,10 @@ class Worker(Protocol):
         """
 
     def gpu_state(self) -> GpuState | None:
-        """Return the state of the row's GPU now; None on a CPU, or where NVML is not there."""
+        """Return the state of the row's GPU over the timed turns of the bound batch, read before it rested.
+
+        None on a CPU, or where NVML is not there; see `maseRT.nvml.typical_state`.
+        """
 
     def kernel_times_ms(self, iterations: int) -> dict[str, float]:
         """Return the mean time of every engine layer on the bound batch; empty where the session does not tell."""

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from maseRT.energy import STEADY_SECONDS, Power, measure_idle, open_meter
 from maseRT.errors import StepError
+from maseRT.nvml import GpuState
 from maseRT.progress import Silent
 from maseRT.workers.protocol import Array, Worker
 
@@ -39,10 +40,12 @@ class RowTimes:
     Attributes:
         wall: from host memory to host memory.
         device: by the device's clock, on data that is there; None where there is none.
+        gpu: the state of the GPU meanwhile; None where there is none, or it does not tell.
     """
 
     wall: list[list[float]] = field(default_factory=list)
     device: list[list[float]] | None = None
+    gpu: GpuState | None = None
 
 
 def measure_rows(
@@ -93,6 +96,8 @@ def measure_rows(
             times_ms = workers[name].device_times_ms(counts[name]) if device else None
             if times_ms is not None:
                 rows[name].device = [*(rows[name].device or []), times_ms]
+    for name, worker in workers.items():
+        rows[name].gpu = worker.gpu_state()
     return rows
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import worker_sessions as sessions
+from fake_nvml import Nvml
 
 from maseRT import energy
 from maseRT.energy import Power
 from maseRT.errors import CheckError, ConfigError, StepError, UsageError
+from maseRT.hardware import Gpu
 from maseRT.workers import local
 from maseRT.workers.local import LocalWorker
 from maseRT.workers.process import ProcessWorker
@@ -214,6 +216,38 @@ def test_energy_above_idle(monkeypatch):
     assert told.watts == pytest.approx(30, rel=0.05)
     assert told.samples % 4 == 0
     assert told.net_joules_per_sample == pytest.approx(told.joules_per_sample * 2 / 3, rel=0.05)
+
+
+# with a GPU that says what it does
+
+
+def test_a_gpu_is_looked_at_while_it_is_hot(monkeypatch):
+    """Its clocks drop as soon as the row sleeps."""
+    library = Nvml(sm=345, reasons=0)
+
+    class Working(sessions.Plain):
+        def prepare(self, feed):
+            return lambda: library.values.update(sm=1980)
+
+    def fall_asleep():
+        library.values.update(sm=345, reasons=0)
+
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr(local, "nvidia_gpus", lambda: (Gpu(0, "NVIDIA H", "9.0", 1, "GPU-1"),))
+    monkeypatch.setattr(local, "_fall_asleep", fall_asleep)
+    with LocalWorker("a-row", Working, device="cuda:0") as worker:
+        worker.open()
+        worker.bind(ONES)
+        assert worker.gpu_state() is None
+        worker.warm_up(1)
+        worker.times_ms(2)
+        library.values.update(reasons=0x4, core=70)
+        worker.times_ms(2)
+        worker.times_ms(2)
+        state = worker.gpu_state()
+        assert (state.sm_clock_mhz, state.temperature_c, state.limits) == (1980, 70, ("power cap",))
+        worker.bind(ONES)
+        assert worker.gpu_state() is None
 
 
 # a process of its own
