@@ -183,6 +183,9 @@ class CalibrateSection(Section):
         ("max", "entropy", "mse", Percentile(percentile=99.9)), description="Compared; the best on validation is kept."
     )
     weights: Method = Field("max", description="The method of the weights' ranges.")
+    bias_correction: bool = Field(
+        True, description="Shift biases so that mean outputs stay as in float; kept where it is better on validation."
+    )
 
     @field_validator("methods", mode="before")
     @classmethod

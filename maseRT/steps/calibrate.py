@@ -19,6 +19,7 @@ from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
 from maseRT.plan import Plan, matching_layers, owner_of
 from maseRT.quant import keep_in_fp32, observed_overflow
+from maseRT.quant.bias_correction import correct_biases, restore_biases
 from maseRT.quant.calibrators import Method, amax_from_histograms
 from maseRT.quant.histogram import Histogram, tensors_from_histograms
 from maseRT.quant.observe import known_amax, load_amax, observe
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 """The name of the ranges that a checkpoint brought along; they are not calibrated again."""
+
+_MOST_VALUES = 1 << 24
+"""Of the inputs that correct the biases, which run as one batch: 111 images of 3x224x224."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,29 @@ class Candidate:
         return min(self.sqnr_db, key=lambda name: self.sqnr_db[name])
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What the correction of biases came to.
+
+    Attributes:
+        layers: whose biases were corrected.
+        metrics: on validation, with the corrected biases.
+        kept: the model has them; otherwise it is as it was.
+    """
+
+    layers: int
+    metrics: Metrics
+    kept: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"layers": self.layers, "kept": self.kept, "validation": self.metrics.as_dict()}
+
+
 def run(context: Context) -> StepResult:
     """Observe, compare the methods on validation, and save the model with the best one's ranges.
 
-    Ranges that the checkpoint was trained with stay.
+    Ranges that the checkpoint was trained with stay, and so do the biases beside them.
     """
     section = context.config.calibrate
     if section is None:
@@ -90,7 +113,9 @@ def run(context: Context) -> StepResult:
         ]
     best = max(candidates, key=lambda candidate: candidate.metrics.rank)
     load_amax(model, best.amax)
-    return _save(context, model, plan, histograms, candidates, best, float_metrics)
+    correct = section.bias_correction and not trained
+    correction = _corrected(context, setting, model, plan, section, best) if correct else None
+    return _save(context, model, plan, histograms, candidates, best, float_metrics, correction)
 
 
 def _observe(
@@ -167,6 +192,29 @@ def _scored(
     return Candidate(name, amax, metrics, _layers_sqnr_db(plan, histograms, amax))
 
 
+def _corrected(
+    context: Context, setting: Setting, model: nn.Module, plan: Plan, section: CalibrateSection, best: Candidate
+) -> Correction | None:
+    """Correct the biases, and keep that where validation is better for it; None: no layer has one to correct."""
+    with context.reporter.spinner("bias correction"):
+        before = correct_biases(model, plan, _calibration_inputs(context, setting, section).to(context.device))
+    if not before:
+        return None
+    metrics = validate(context, setting, model)
+    kept = metrics.rank > best.metrics.rank
+    if not kept:
+        restore_biases(model, before)
+    return Correction(len(before), metrics, kept)
+
+
+def _calibration_inputs(context: Context, setting: Setting, section: CalibrateSection) -> Tensor:
+    """Return the inputs of the calibration subset [N, ...], as many as one batch may have."""
+    data = context.config.data
+    samples = min(section.batches * data.batch_size, max(1, _MOST_VALUES // math.prod(setting.splits.input_shape)))
+    subset = calibration_subset(setting.splits, samples=samples, seed=context.config.run.seed)
+    return torch.cat([inputs for inputs, _ in loader(subset, batch_size=data.batch_size)])
+
+
 def _layers_sqnr_db(plan: Plan, histograms: Mapping[str, Histogram], amax: Mapping[str, Tensor]) -> dict[str, float]:
     operands: dict[str, list[float]] = {}
     for tensor, value in amax.items():
@@ -182,6 +230,7 @@ def _save(
     candidates: list[Candidate],
     best: Candidate,
     float_metrics: Metrics,
+    correction: Correction | None,
 ) -> StepResult:
     workspace = context.workspace
     save_tensors(workspace.histograms, *tensors_from_histograms(histograms))
@@ -192,12 +241,17 @@ def _save(
         "float": float_metrics.as_dict(),
         "methods": {c.name: c.as_dict() for c in candidates},
     }
+    if correction is not None:
+        comparison["bias_correction"] = correction.as_dict()
     write_json(workspace.calibration, comparison)
     write_json(workspace.final_plan, plan.to_json())
     save_quantized(workspace.calibrated_checkpoint, model, workspace.final_plan)
     chosen = "the ranges come from the checkpoint" if best.name == CHECKPOINT else f"{best.name} is best"
+    final = best.metrics
+    if correction is not None and correction.kept:
+        chosen, final = f"{chosen}, with corrected biases", correction.metrics
     return StepResult(
-        headline=f"{chosen}: validation {best.metrics.describe()}, float {float_metrics.shown}",
+        headline=f"{chosen}: validation {final.describe()}, float {float_metrics.shown}",
         outputs=[
             workspace.histograms,
             *(workspace.amax(candidate.name) for candidate in candidates),
@@ -209,19 +263,29 @@ def _save(
             "best": best.name,
             "float": float_metrics.as_dict(),
             "validation": {candidate.name: candidate.metrics.as_dict() for candidate in candidates},
+            "bias_correction": correction.as_dict() if correction is not None else None,
         },
-        table=[
-            ("method", best.metrics.primary, "loss", "mean SQNR", "worst layer"),
-            *(_row(c, best) for c in candidates),
-        ],
+        table=_table(candidates, best, correction),
     )
 
 
-def _row(candidate: Candidate, best: Candidate) -> tuple[str, ...]:
+def _table(candidates: list[Candidate], best: Candidate, correction: Correction | None) -> list[tuple[str, ...]]:
+    """Return the comparison for the console, with a star at what was chosen."""
+    kept = correction is not None and correction.kept
+    rows: list[tuple[str, ...]] = [("method", best.metrics.primary, "loss", "mean SQNR", "worst layer")]
+    rows += [_row(candidate, chosen=candidate is best and not kept) for candidate in candidates]
+    if correction is not None:
+        name = f"{best.name}, biases corrected"
+        metrics = correction.metrics
+        rows.append((f"{name} *" if kept else name, metrics.shown, f"{metrics.loss:.4f}", "", ""))
+    return rows
+
+
+def _row(candidate: Candidate, *, chosen: bool) -> tuple[str, ...]:
     finite = [value for value in candidate.sqnr_db.values() if math.isfinite(value)]
     worst = candidate.worst_layer
     return (
-        f"{candidate.name} *" if candidate is best else candidate.name,
+        f"{candidate.name} *" if chosen else candidate.name,
         candidate.metrics.shown,
         f"{candidate.metrics.loss:.4f}",
         f"{sum(finite) / max(len(finite), 1):.1f} dB",

@@ -59,15 +59,20 @@ def calibration(config: Config, workspace: Workspace) -> Calibration | None:
     if config.calibrate is None or not workspace.calibration.exists():
         return None
     raw = read_json(workspace.calibration, made_by="calibrate")
+    corrected = raw.get("bias_correction", {})
     methods = [
         CalibratorResult(
             name=name,
             metrics=metrics_of(each["validation"]),
             mean_sqnr_db=_mean(each["sqnr_db"].values()),
-            chosen=name == raw["best"],
+            chosen=name == raw["best"] and not corrected.get("kept"),
         )
         for name, each in raw["methods"].items()
     ]
+    if corrected:
+        name = f"{raw['best']}, biases corrected"
+        metrics = metrics_of(corrected["validation"])
+        methods.append(CalibratorResult(name=name, metrics=metrics, chosen=corrected["kept"]))
     return Calibration(methods=methods, histograms=_histograms(workspace, raw["best"]))
 
 

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from projects import Project, new_project
+from safetensors.torch import load_file
 
 from maseRT.errors import StepError, UsageError
 from maseRT.quant import LAYERS
@@ -211,6 +213,50 @@ def test_calibration_compares_every_method_on_validation(pristine):
     best = calibration["methods"][calibration["best"]]["validation"]
     assert best["accuracy"] == max(entry["validation"]["accuracy"] for entry in calibration["methods"].values())
     assert all(entry["sqnr_db"] for entry in calibration["methods"].values())
+
+
+def _biases(path):
+    return {name: value for name, value in load_file(path).items() if name.endswith(".bias")}
+
+
+def test_corrected_biases_are_kept_where_validation_is_better(pristine):
+    workspace = pristine.workspace
+    calibration = json.loads(workspace.calibration.read_text())
+    correction = calibration["bias_correction"]
+    best = calibration["methods"][calibration["best"]]["validation"]
+    got = correction["validation"]
+    better = (got["accuracy"], -got["loss"]) > (best["accuracy"], -best["loss"])
+    assert correction["kept"] == better
+    before, after = _biases(workspace.quantized_checkpoint), _biases(workspace.calibrated_checkpoint)
+    changed = sum(not torch.equal(before[name], after[name]) for name in before)
+    assert changed == (correction["layers"] if better else 0)
+    told = json.loads(workspace.report.read_text())["calibration"]["methods"]
+    assert [method["chosen"] for method in told].count(True) == 1
+    assert told[-1]["name"] == f"{calibration['best']}, biases corrected"
+    assert told[-1]["chosen"] == better
+
+
+def test_biases_that_make_it_worse_are_taken_back(finished, monkeypatch):
+    def spoil(model, plan, inputs):
+        before = {"conv1": model.conv1.bias.detach().clone()}
+        with torch.no_grad():
+            model.conv1.bias.add_(100)
+        return before
+
+    monkeypatch.setattr("maseRT.steps.calibrate.correct_biases", spoil)
+    outcome = finished.single("calibrate", force=True)
+    assert outcome.summary["bias_correction"]["kept"] is False
+    assert "corrected" not in outcome.headline
+    before, after = (
+        _biases(path) for path in (finished.workspace.quantized_checkpoint, finished.workspace.calibrated_checkpoint)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_biases_stay_as_they_are_where_that_is_asked_for(finished):
+    outcome = finished.single("calibrate", "calibrate.bias_correction=false")
+    assert outcome.summary["bias_correction"] is None
+    assert "bias_correction" not in json.loads(finished.workspace.calibration.read_text())
 
 
 OWN_LAYERS = """
