@@ -1,4 +1,4 @@
-"""The drift ladder of a run: float -> fake-quantized -> fine-tuned -> ONNX -> engine, and where a broken rung parts."""
+"""The drift ladder of a run: float -> fake-quantized -> fine-tuned -> ONNX -> engine, and where it breaks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from maseRT.runtimes import get_compiler, get_runtime
 from maseRT.steps.artifacts import Artifact
 from maseRT.steps.build_engine import build_options
 from maseRT.steps.common import Setting, load_plan
-from maseRT.steps.divergence import EngineSide, OnnxSide, Side, TorchSide, explain
+from maseRT.steps.divergence import explain
+from maseRT.steps.layer_readers import EngineReader, LayerReader, OnnxReader, TorchReader
 from maseRT.steps.modules import ModuleOpener
 from maseRT.steps.showing import Shown
 from maseRT.steps.table import Context, final_plan
@@ -21,13 +22,13 @@ from maseRT.steps.table import Context, final_plan
 def drift(
     context: Context, setting: Setting, artifacts: Sequence[Artifact], shown: Shown, section: AnalyzeSection
 ) -> list[Rung]:
-    """Compare the neighbours that ran; a rung that does not hold names the first layer that diverges.
+    """Compare the neighbours that ran; for a rung that does not hold, find the first layer that diverges.
 
     Args:
         context: of the step.
         setting: the data.
         artifacts: everything that could run.
-        shown: what ran, and its answers.
+        shown: the outputs of what ran.
         section: [analyze], with the limits.
     """
     steps = {artifact.name: artifact for artifact in artifacts if _is_rung(artifact)}
@@ -43,31 +44,34 @@ def drift(
     if all(rung.holds for rung in rungs):
         return rungs
     plan = load_plan(final_plan(context.config, context.workspace), made_by="quantize")
-    sides = {name: side for name, artifact in steps.items() if (side := _side(context, artifact, plan)) is not None}
+    readers = {
+        name: reader for name, artifact in steps.items() if (reader := _reader(context, artifact, plan)) is not None
+    }
     sample = next(iter(setting.batches(context, section.split)))[0].numpy()
     with context.reporter.spinner("the layer where the outputs part"):
-        return explain(rungs, sides, sample, section.drift)
+        return explain(rungs, readers, sample, section.drift)
 
 
 def _is_rung(artifact: Artifact) -> bool:
-    """Tell the steps to the engine from what lies beside them: float files, and the modes of ONNX Runtime."""
+    """Whether an artifact is on the way to the engine, unlike float files and the modes of ONNX Runtime."""
     if artifact.role in ("baseline", "simulated"):
         return True
     return artifact.role == "deployed" and artifact.label == artifact.precision
 
 
-def _side(context: Context, artifact: Artifact, plan: Plan) -> Side | None:
+def _reader(context: Context, artifact: Artifact, plan: Plan) -> LayerReader | None:
+    """Return what reads the layers of an artifact; None for an engine that the config does not say how to build."""
     workspace = context.workspace
     if isinstance(artifact.opener, ModuleOpener):
         folds = plan.folds if artifact.role == "baseline" else ()
-        return TorchSide(artifact.opener.build, folds, artifact.device)
+        return TorchReader(artifact.opener.build, folds, artifact.device)
     if artifact.settings is not None:
         settings = artifact.settings
-        return OnnxSide(artifact.files[0], settings.optimization, artifact.device, settings.threads)
+        return OnnxReader(artifact.files[0], settings.optimization, artifact.device, settings.threads)
     section = context.config.build_engine
     if section is None:
         return None
-    return EngineSide(
+    return EngineReader(
         engine=workspace.engine,
         onnx=workspace.onnx,
         compiler=get_compiler(artifact.runtime),

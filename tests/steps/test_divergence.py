@@ -29,7 +29,8 @@ from maseRT.quant import quantize_model, quantizers
 from maseRT.quant.observe import load_amax, observe
 from maseRT.runtimes.base import BatchRange, BuildOptions, EngineInfo, Session
 from maseRT.runtimes.onnxruntime import OnnxRuntime
-from maseRT.steps.divergence import EngineSide, OnnxSide, Side, TorchSide, explain, first_divergence
+from maseRT.steps.divergence import explain, first_divergence
+from maseRT.steps.layer_readers import EngineReader, LayerReader, OnnxReader, TorchReader
 
 THRESHOLD_DB = 15.0
 
@@ -45,9 +46,9 @@ class Trained:
     samples: np.ndarray
     labels: np.ndarray
 
-    def torch_sides(self, broken: nn.Module | None = None) -> tuple[TorchSide, TorchSide]:
+    def torch_readers(self, broken: nn.Module | None = None) -> tuple[TorchReader, TorchReader]:
         quantized = self.quantized if broken is None else broken
-        return TorchSide(lambda: self.floating, self.plan.folds), TorchSide(lambda: quantized)
+        return TorchReader(lambda: self.floating, self.plan.folds), TorchReader(lambda: quantized)
 
 
 def inputs_for(net: nn.Module) -> tuple[Tensor, Tensor]:
@@ -137,10 +138,10 @@ def test_a_range_ten_times_too_small_is_found_in_the_fake_quantized_model(traine
     for name in quantizers(case.quantized):
         layer = name.rpartition(".")[0]
         if not layer.endswith(".add"):
-            sides: dict[str, Side] = dict(
-                zip(("float", "int8"), case.torch_sides(narrowed(case.quantized, name)), strict=True)
+            readers: dict[str, LayerReader] = dict(
+                zip(("float", "int8"), case.torch_readers(narrowed(case.quantized, name)), strict=True)
             )
-            (rung,) = explain(climbed(sides, case, DriftLimits()), sides, case.samples, DriftLimits())
+            (rung,) = explain(climbed(readers, case, DriftLimits()), readers, case.samples, DriftLimits())
             found[name] = (layer, rung.divergence.layer, rung.divergence.note)
     assert len(found) >= 7
     assert {name: got for name, (_, *got) in found.items()} == {
@@ -150,7 +151,7 @@ def test_a_range_ten_times_too_small_is_found_in_the_fake_quantized_model(traine
 
 def test_a_broken_shortcut_shows_in_the_layer_that_reads_the_sum(trained) -> None:
     net = trained("resnet")
-    source, target = net.torch_sides(narrowed(net.quantized, "layer2.0.add.1_quantizer"))
+    source, target = net.torch_readers(narrowed(net.quantized, "layer2.0.add.1_quantizer"))
     found = first_divergence(source, target, net.samples, threshold_db=THRESHOLD_DB)
     assert (found.layer, found.before) == ("layer2.0.relu (call 2)", "layer2.0.conv2")
 
@@ -158,8 +159,8 @@ def test_a_broken_shortcut_shows_in_the_layer_that_reads_the_sum(trained) -> Non
 @pytest.mark.parametrize("net", ["cnn", "resnet", "lstm"])
 def test_nothing_is_found_where_nothing_is_wrong(trained, net: str) -> None:
     case = trained(net)
-    sides: list[Side] = [*case.torch_sides(), OnnxSide(case.onnx), OnnxSide(case.onnx, "disabled")]
-    for source, target in pairwise(sides):
+    readers: list[LayerReader] = [*case.torch_readers(), OnnxReader(case.onnx), OnnxReader(case.onnx, "disabled")]
+    for source, target in pairwise(readers):
         found = first_divergence(source, target, case.samples, threshold_db=THRESHOLD_DB)
         assert (found.layer, found.before) == ("", "")
         assert found.compared > (3 if source.fuses == target.fuses else 0)
@@ -170,10 +171,10 @@ def test_a_changed_weight_is_found_in_the_file(trained, tmp_path: Path, net: str
     case = trained(net)
     weight = "val_110" if layer == "lstm" else f"{layer}.weight"
     path = with_weight(case.onnx, tmp_path / "m.onnx", weight)
-    source = TorchSide(lambda: case.quantized)
-    scanned = first_divergence(source, OnnxSide(path, "disabled"), case.samples, threshold_db=THRESHOLD_DB)
+    source = TorchReader(lambda: case.quantized)
+    scanned = first_divergence(source, OnnxReader(path, "disabled"), case.samples, threshold_db=THRESHOLD_DB)
     assert scanned.layer == layer
-    bisected = first_divergence(source, OnnxSide(path), case.samples, threshold_db=THRESHOLD_DB)
+    bisected = first_divergence(source, OnnxReader(path), case.samples, threshold_db=THRESHOLD_DB)
     assert (bisected.layer, bisected.before) == (layer, scanned.before)
 
 
@@ -181,8 +182,8 @@ def test_a_changed_weight_is_found_in_the_file(trained, tmp_path: Path, net: str
 def test_a_changed_weight_in_a_file_with_branches(trained, tmp_path: Path, layer: str) -> None:
     net = trained("resnet")
     path = with_weight(net.onnx, tmp_path / "m.onnx", f"{layer}.weight")
-    source = TorchSide(lambda: net.quantized)
-    found = first_divergence(source, OnnxSide(path, "disabled"), net.samples, threshold_db=THRESHOLD_DB)
+    source = TorchReader(lambda: net.quantized)
+    found = first_divergence(source, OnnxReader(path, "disabled"), net.samples, threshold_db=THRESHOLD_DB)
     assert found.layer == layer
 
 
@@ -190,7 +191,7 @@ def test_the_float_model_against_the_file(trained, tmp_path: Path) -> None:
     """Rows in between may be missing: BatchNorms are folded in one of the two."""
     cnn = trained("cnn")
     path = with_weight(cnn.onnx, tmp_path / "m.onnx", "conv2.weight")
-    found = first_divergence(cnn.torch_sides()[0], OnnxSide(path), cnn.samples, threshold_db=THRESHOLD_DB)
+    found = first_divergence(cnn.torch_readers()[0], OnnxReader(path), cnn.samples, threshold_db=THRESHOLD_DB)
     assert found.layer == "conv2"
 
 
@@ -245,12 +246,12 @@ class StandInRuntime:
         return session
 
 
-def engine_side(case: Trained, folder: Path, compiler: StandInCompiler, why_not: str | None = None) -> EngineSide:
+def engine_reader(case: Trained, folder: Path, compiler: StandInCompiler, why_not: str | None = None) -> EngineReader:
     engine = folder / "model.trt"
     options = BuildOptions(batch=BatchRange(4, 6, 6))
     compiler.build(case.onnx, engine, options)
     compiler.builds = 0
-    return EngineSide(engine, case.onnx, compiler, StandInRuntime(why_not), options)
+    return EngineReader(engine, case.onnx, compiler, StandInRuntime(why_not), options)
 
 
 @pytest.mark.parametrize(
@@ -259,8 +260,8 @@ def engine_side(case: Trained, folder: Path, compiler: StandInCompiler, why_not:
 def test_a_broken_layer_of_an_engine_is_found_with_few_builds(trained, tmp_path: Path, net: str, layer: str) -> None:
     case = trained(net)
     compiler = StandInCompiler(f"{layer}.weight")
-    target = engine_side(case, tmp_path, compiler)
-    found = first_divergence(OnnxSide(case.onnx, "disabled"), target, case.samples, threshold_db=THRESHOLD_DB)
+    target = engine_reader(case, tmp_path, compiler)
+    found = first_divergence(OnnxReader(case.onnx, "disabled"), target, case.samples, threshold_db=THRESHOLD_DB)
     assert found.layer == layer
     assert compiler.builds <= 6
     assert "in a build of its own" in found.note
@@ -268,16 +269,16 @@ def test_a_broken_layer_of_an_engine_is_found_with_few_builds(trained, tmp_path:
 
 def test_an_engine_against_torch_where_the_file_did_not_run(trained, tmp_path: Path) -> None:
     net = trained("resnet")
-    target = engine_side(net, tmp_path, StandInCompiler("layer2.0.conv1.weight"))
-    found = first_divergence(TorchSide(lambda: net.quantized), target, net.samples, threshold_db=THRESHOLD_DB)
+    target = engine_reader(net, tmp_path, StandInCompiler("layer2.0.conv1.weight"))
+    found = first_divergence(TorchReader(lambda: net.quantized), target, net.samples, threshold_db=THRESHOLD_DB)
     assert found.layer == "layer2.0.conv1"
 
 
 def test_an_engine_that_is_right_once_a_layer_is_read_names_the_fusion(trained, tmp_path: Path) -> None:
     cnn = trained("cnn")
     tensor = next(node.output[0] for node in onnx.load(cnn.onnx).graph.node if node.op_type == "MaxPool")
-    target = engine_side(cnn, tmp_path, StandInCompiler("conv2.weight", unless=tensor))
-    found = first_divergence(OnnxSide(cnn.onnx, "disabled"), target, cnn.samples, threshold_db=THRESHOLD_DB)
+    target = engine_reader(cnn, tmp_path, StandInCompiler("conv2.weight", unless=tensor))
+    found = first_divergence(OnnxReader(cnn.onnx, "disabled"), target, cnn.samples, threshold_db=THRESHOLD_DB)
     assert found.layer in ("conv2", "pool2")
     assert ("fused across it" in found.note) == (found.layer == "pool2")
 
@@ -285,8 +286,8 @@ def test_an_engine_that_is_right_once_a_layer_is_read_names_the_fusion(trained, 
 def test_builds_are_bounded(trained, tmp_path: Path) -> None:
     net = trained("resnet")
     compiler = StandInCompiler("layer1.0.conv2.weight")
-    target = engine_side(net, tmp_path, compiler)
-    found = first_divergence(OnnxSide(net.onnx, "disabled"), target, net.samples, threshold_db=15.0, looks=2)
+    target = engine_reader(net, tmp_path, compiler)
+    found = first_divergence(OnnxReader(net.onnx, "disabled"), target, net.samples, threshold_db=15.0, looks=2)
     assert compiler.builds == 2
     assert "were not read" in found.note
 
@@ -295,23 +296,23 @@ def scores(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return (outputs.argmax(1) == targets).astype(np.float64)
 
 
-def outputs_of(side: Side, samples: np.ndarray) -> np.ndarray:
-    with side.reading(()) as read:
+def outputs_of(reader: LayerReader, samples: np.ndarray) -> np.ndarray:
+    with reader.reading(()) as read:
         parts = [read(samples[start : start + 6]) for start in range(0, len(samples), 6)]
     return np.concatenate([part["@output"] for part in parts])
 
 
-def climbed(sides: dict[str, Side], case: Trained, limits: DriftLimits):
-    outputs = {name: outputs_of(side, case.samples) for name, side in sides.items()}
-    return ladder(outputs, case.labels, list(sides), scores, limits)
+def climbed(readers: dict[str, LayerReader], case: Trained, limits: DriftLimits):
+    outputs = {name: outputs_of(reader, case.samples) for name, reader in readers.items()}
+    return ladder(outputs, case.labels, list(readers), scores, limits)
 
 
 def test_the_whole_ladder_with_a_broken_rung(trained, tmp_path: Path) -> None:
     cnn = trained("cnn")
-    source, target = cnn.torch_sides()
+    source, target = cnn.torch_readers()
     broken = with_weight(cnn.onnx, tmp_path / "m.onnx", "conv3.weight")
-    sides: dict[str, Side] = {"float": source, "int8": target, "onnx": OnnxSide(broken, threads=1)}
-    rungs = explain(climbed(sides, cnn, DriftLimits()), sides, cnn.samples, DriftLimits())
+    readers: dict[str, LayerReader] = {"float": source, "int8": target, "onnx": OnnxReader(broken, threads=1)}
+    rungs = explain(climbed(readers, cnn, DriftLimits()), readers, cnn.samples, DriftLimits())
     assert [(rung.source, rung.target, rung.holds) for rung in rungs] == [
         ("float", "int8", True),
         ("int8", "onnx", False),
@@ -326,23 +327,23 @@ def test_rungs_that_hold_cost_nothing(trained) -> None:
     def never() -> nn.Module:
         raise AssertionError
 
-    sides: dict[str, Side] = dict(zip(("float", "int8"), cnn.torch_sides(), strict=True))
-    rungs = climbed(sides, cnn, DriftLimits())
-    assert explain(rungs, {name: TorchSide(never) for name in sides}, cnn.samples, DriftLimits()) == rungs
+    readers: dict[str, LayerReader] = dict(zip(("float", "int8"), cnn.torch_readers(), strict=True))
+    rungs = climbed(readers, cnn, DriftLimits())
+    assert explain(rungs, {name: TorchReader(never) for name in readers}, cnn.samples, DriftLimits()) == rungs
 
 
 def test_what_cannot_run_here_or_be_read_is_said(trained, tmp_path: Path) -> None:
     cnn = trained("cnn")
-    engine = engine_side(cnn, tmp_path, StandInCompiler("fc1.weight"))
-    sides: dict[str, Side] = {"onnx": OnnxSide(cnn.onnx), "engine": engine}
-    rungs = climbed(sides, cnn, DriftLimits())
-    sides["engine"] = replace(engine, runtime=StandInRuntime("no GPU here"))
-    told = explain(rungs, sides, cnn.samples, DriftLimits())[0].divergence
+    engine = engine_reader(cnn, tmp_path, StandInCompiler("fc1.weight"))
+    readers: dict[str, LayerReader] = {"onnx": OnnxReader(cnn.onnx), "engine": engine}
+    rungs = climbed(readers, cnn, DriftLimits())
+    readers["engine"] = replace(engine, runtime=StandInRuntime("no GPU here"))
+    told = explain(rungs, readers, cnn.samples, DriftLimits())[0].divergence
     assert told.layer == ""
     assert "no GPU here" in told.note
     assert (
         "engine cannot be read"
-        in explain(rungs, {"onnx": sides["onnx"]}, cnn.samples, DriftLimits())[0].divergence.note
+        in explain(rungs, {"onnx": readers["onnx"]}, cnn.samples, DriftLimits())[0].divergence.note
     )
 
 
@@ -351,10 +352,10 @@ def test_outputs_that_are_not_finite(trained) -> None:
     broken = copy.deepcopy(cnn.quantized)
     with torch.no_grad():
         broken.get_submodule("fc1").bias[0] = torch.nan
-    source, target = cnn.torch_sides(broken)
-    sides: dict[str, Side] = {"float": source, "int8": target}
+    source, target = cnn.torch_readers(broken)
+    readers: dict[str, LayerReader] = {"float": source, "int8": target}
     limits = DriftLimits(accuracy_drop=None, agreement=None)
-    (rung,) = explain(climbed(sides, cnn, limits), sides, cnn.samples, limits)
+    (rung,) = explain(climbed(readers, cnn, limits), readers, cnn.samples, limits)
     assert (rung.holds, rung.divergence.layer, rung.divergence.sqnr_db) == (False, "fc1", None)
     assert "not finite" in rung.divergence.note
 
@@ -366,7 +367,7 @@ def test_noise_that_grows_from_layer_to_layer_is_no_layers_fault(trained) -> Non
     with torch.no_grad():
         for parameter in noisy.parameters():
             parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
-    source, target = TorchSide(lambda: cnn.floating), TorchSide(lambda: noisy)
+    source, target = TorchReader(lambda: cnn.floating), TorchReader(lambda: noisy)
     worst = first_divergence(source, target, cnn.samples, threshold_db=100.0).sqnr_db
     found = first_divergence(source, target, cnn.samples, threshold_db=worst - 3)
     assert found.before
@@ -382,14 +383,17 @@ def test_onnxruntimes_own_optimizations_are_named(trained, tmp_path: Path) -> No
         batchnorm.weight[:16].fill_(1e-9)
         batchnorm.bias[:16].fill_(1.0)
     case = quantized_and_exported(model, cnn.plan, tmp_path)
-    sides: dict[str, Side] = {"torch": TorchSide(lambda: case.quantized), "onnx": OnnxSide(case.onnx, threads=1)}
-    (rung,) = explain(climbed(sides, case, DriftLimits()), sides, case.samples, DriftLimits())
+    readers: dict[str, LayerReader] = {
+        "torch": TorchReader(lambda: case.quantized),
+        "onnx": OnnxReader(case.onnx, threads=1),
+    }
+    (rung,) = explain(climbed(readers, case, DriftLimits()), readers, case.samples, DriftLimits())
     assert rung.divergence.layer == "conv2"
     assert "ONNX Runtime's optimizations are to blame" in rung.divergence.note
 
 
 def test_samples_that_do_not_show_it(trained) -> None:
     cnn = trained("cnn")
-    found = first_divergence(*cnn.torch_sides(), cnn.samples, threshold_db=5.0)
+    found = first_divergence(*cnn.torch_readers(), cnn.samples, threshold_db=5.0)
     assert found.layer == ""
     assert "no layer is below 5.0 dB" in found.note
