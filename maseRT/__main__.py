@@ -1,0 +1,5 @@
+"""`python -m maseRT` is `masert`."""
+
+from maseRT.cli import main
+
+main()
