@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +18,11 @@ import typer
 from typer.core import TyperGroup
 
 from maseRT import __version__, interrupts
-from maseRT.errors import ExitCode, MaseRTError, UsageError
+from maseRT.errors import ExitCode, MaseRTError, StepError, UsageError
+from maseRT.termination import Termination, terminable
+
+_MACHINES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the machine has run out of is no bug in maseRT."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,23 @@ class CommandLine(TyperGroup):
         def run() -> Any:
             return super(CommandLine, self).main(arguments, "masert", complete_var, False, windows_expand_args, **extra)
 
-        ending = _interrupted()
-        try:
-            with interrupts.listening(note) as listener, _terminable(), _own_stdout() if as_json else nullcontext():
-                ending = _ended(run, name, listener)
-        except KeyboardInterrupt:  # one that came in the very moment in which the command ended
+        with terminable() as termination:
             ending = _interrupted()
-        if as_json:
-            _print_object(name, ending)
-        if ending.tell:
-            ending.tell()
+            try:
+                with interrupts.listening(note) as listener, _own_stdout() if as_json else nullcontext():
+                    ending = _ended(run, name, listener, termination)
+            except KeyboardInterrupt:  # one that came in the very moment in which the command began or ended
+                ending = _interrupted()
+            except SystemExit:
+                if not termination.asked:
+                    raise
+                ending = _terminated()
+            termination.end()
+            if as_json:
+                ending = _answered(name, ending)
+            if ending.tell:
+                with suppress(OSError):  # nobody can be told
+                    ending.tell()
         sys.exit(ending.code)
 
     def invoke(self, ctx: Any) -> Any:
@@ -91,10 +101,12 @@ class CommandLine(TyperGroup):
         return super().invoke(ctx)
 
 
-def _ended(run: Callable[[], Any], name: str, listener: interrupts.Listener) -> _Ending:
+def _ended(run: Callable[[], Any], name: str, listener: interrupts.Listener, termination: Termination) -> _Ending:
     """Run a command, and turn every way it can end into one."""
     try:
         found = run()
+        if termination.asked:
+            return _terminated()
         if listener.asked or found == ExitCode.INTERRUPTED:  # typer's own word for it
             return _interrupted()
         if isinstance(found, Reply):
@@ -105,12 +117,16 @@ def _ended(run: Callable[[], Any], name: str, listener: interrupts.Listener) -> 
     except SystemExit as error:
         if error.code != ExitCode.TERMINATED:
             raise
-        return _Ending(ExitCode.TERMINATED, described=_description("terminated"))
+        return _terminated()
     except Exception as error:
-        if listener.raised:  # what became of a KeyboardInterrupt on its way, such as an ImportError
+        if termination.asked:  # what became of the SystemExit on its way, such as an ImportError
+            return _terminated()
+        if listener.raised:  # and of a KeyboardInterrupt
             return _interrupted()
         if isinstance(error, MaseRTError):
             return _failed(error)
+        if isinstance(error, OSError) and error.errno in _MACHINES:
+            return _failed(_machines(error))
         if hasattr(error, "format_message"):
             return _misused(error, name)
         return _crashed(error, name)
@@ -142,6 +158,17 @@ def _interrupted() -> _Ending:
     return _Ending(ExitCode.INTERRUPTED, described=described, tell=lambda: typer.echo(described["what"], err=True))
 
 
+def _terminated() -> _Ending:
+    described = _description("terminated; what was done is kept")
+    return _Ending(ExitCode.TERMINATED, described=described, tell=lambda: typer.echo(described["what"], err=True))
+
+
+def _machines(error: OSError) -> StepError:
+    """Describe an error that is the machine's, wherever it comes up."""
+    where = str(error.filename) if error.filename is not None else ""
+    return StepError(error.strerror or str(error), where=where, fix="free what has run out, and try again")
+
+
 def _crashed(error: Exception, name: str) -> _Ending:
     path = _write_crash(name)
     what = f"internal error, a bug in maseRT: {type(error).__name__}: {error}"
@@ -153,11 +180,16 @@ def _description(what: str, where: str = "", fix: str = "") -> dict[str, str]:
     return {"what": what, "where": where, "fix": fix}
 
 
-def _print_object(name: str, ending: _Ending) -> None:
+def _answered(name: str, ending: _Ending) -> _Ending:
+    """Print the object; return how the command ends after that."""
     from maseRT.console import print_json
 
     failure = {"error": ending.described, "exit_code": int(ending.code)} if ending.described else {}
-    print_json(name, {**ending.value, **failure})
+    try:
+        print_json(name, {**ending.value, **failure})
+    except MaseRTError as error:
+        return _failed(error)
+    return ending
 
 
 def note(text: str) -> None:
@@ -167,29 +199,26 @@ def note(text: str) -> None:
     show(text)
 
 
+def open_standard_streams() -> None:
+    """Open those of the three that the process was started without (`masert ... >&-`), on nothing.
+
+    Else the next file that is opened gets such a descriptor, and what a library prints ends up in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # it is the lowest one free, so this opens it
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+
+
 @contextmanager
 def _own_stdout() -> Iterator[None]:
     from maseRT.console import stdout_for_json
 
     with stdout_for_json():
         yield
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """End with the code of SIGTERM when that comes, after what must be cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(ExitCode.TERMINATED)
 
 
 def _write_crash(name: str) -> Path:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from maseRT.errors import MaseRTError
+from maseRT.errors import MaseRTError, StepError
 from maseRT.progress import Reporter, Silent
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ SCHEMA = 1
 """Version of every JSON object that --json prints."""
 
 
-class _PipeConsole(Console):
+class _Results(Console):
     """A console whose reader may leave (`masert ... | head`): the work goes on, in silence."""
 
     def on_broken_pipe(self) -> None:
@@ -34,11 +34,33 @@ class _PipeConsole(Console):
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print to stdout.
+
+        Raises:
+            StepError: it cannot be written, as a file on a full disk.
+        """
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.on_broken_pipe()
+            what = f"cannot write: {error.strerror or error}"
+            raise StepError(what, where="standard output", fix="free space, or send it elsewhere") from error
+
+
+class _Messages(Console):
+    """A console that nobody may be able to read: what it would say decides nothing."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print to stderr, if that can be written."""
+        with suppress(OSError):
+            super().print(*objects, **options)
+
 
 _NUMBER = re.compile(r"[-+]?[\d.,]+ ?(%|x|dB|ms|kB|MB|s)?")
 
-out = _PipeConsole(highlight=False, soft_wrap=True, width=10_000)  # results are never cut or folded
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = _Results(highlight=False, soft_wrap=True, width=10_000)  # results are never cut or folded
+err = _Messages(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _PlainHandler(logging.Handler):

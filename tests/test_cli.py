@@ -117,6 +117,44 @@ def test_a_reader_that_leaves_does_not_hurt(config):
     assert (result.returncode, result.stdout, result.stderr) == (0, "{\n", "")
 
 
+def bash(command: str) -> subprocess.CompletedProcess:
+    """Run a command line in which $masert stands for the command."""
+    masert = f"{sys.executable} -m maseRT"
+    return subprocess.run(
+        ["bash", "-c", command.replace("$masert", masert)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_change_no_exit_code(config, closed):
+    assert bash(f"$masert doctor {closed}").returncode == 0
+    assert bash(f"$masert doctor --json {closed}").returncode == 0
+    result = bash(f"$masert train --config missing.toml --json {closed}")
+    assert result.returncode == ExitCode.USAGE
+    assert "Traceback" not in result.stderr
+
+
+def test_what_is_opened_first_does_not_become_stdout(config):
+    """A library that prints would write into it."""
+    Path("mine.py").write_text("import os\nfile = open('mine.txt', 'w')\nos.write(1, b'chatter')\nmake = None\n")
+    bash(f"$masert train --config {config} --set model.name=mine:make >&- 2>&-")
+    assert Path("mine.txt").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("options", ["config --schema", "config --schema --json", "doctor", "--help", "--version"])
+def test_an_output_that_cannot_be_written_is_no_bug(options):
+    result = bash(f"$masert {options} > /dev/full")
+    assert result.returncode == ExitCode.FAILED
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_messages_that_cannot_be_written_change_no_exit_code():
+    assert bash("$masert train --config missing.toml 2> /dev/full").returncode == ExitCode.USAGE
+
+
 def test_terminated_while_working_ends_with_143_and_the_next_run_completes(config):
     command = [sys.executable, "-m", "maseRT.cli", "train", "--config", str(config), "--set", "train.epochs=500"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
