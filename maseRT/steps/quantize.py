@@ -14,7 +14,7 @@ from maseRT.plan import LayerPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant import make_plan, quantize_model
 from maseRT.quant.observe import load_amax
-from maseRT.quant.pytorch_quantization import plan_with_ranges
+from maseRT.quant.plan_from_ranges import plan_from_ranges
 from maseRT.steps.common import Setting, load_float_weights, save_quantized, set_up, user_checkpoint
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
@@ -60,7 +60,7 @@ def _plan(context: Context, setting: Setting, section: QuantizeSection) -> tuple
         return make(section), {}
     where = str(context.config.model.checkpoint)
     fitted, _ = fit_names(checkpoint, setting.model, where=where)
-    return plan_with_ranges(setting.model, section, fitted.amax, make=make, where=where)
+    return plan_from_ranges(setting.model, section, fitted.amax, make=make, where=where)
 
 
 def _exceptions(layers: Sequence[LayerPlan], precision: Precision) -> list[tuple[str, ...]]:
