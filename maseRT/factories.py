@@ -1,6 +1,6 @@
 """A user's own `package.module:factory`: found without importing it, imported, and called, each with its own errors.
 
-Torch-free, because step keys need the factory's file before anything heavy is loaded.
+Torch-free, because step keys need a module's file before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,6 @@ _FORM = re.compile(rf"({_DOTTED}):({_DOTTED})")
 def is_factory(name: str) -> bool:
     """Tell whether a name has the form `package.module:factory`."""
     return _FORM.fullmatch(name) is not None
-
-
-def factory_source(name: str) -> Path | None:
-    """Return the file of the module in `package.module:factory`, without importing it or its packages.
-
-    None: the name has another form, or the module has no file (see `module_source`).
-    """
-    return module_source(name.partition(":")[0]) if is_factory(name) else None
 
 
 def module_source(name: str) -> Path | None:

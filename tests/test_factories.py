@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from maseRT.errors import MissingError, UsageError
-from maseRT.factories import call_factory, factory_source, is_factory, load_factory, load_module, module_source
+from maseRT.factories import call_factory, is_factory, load_factory, load_module, module_source
 
 
 def test_module_does_not_import_torch():
@@ -15,7 +15,6 @@ def test_module_does_not_import_torch():
 @pytest.mark.parametrize("name", ["digits", "a:", ":b", "a b:c", "a:b:c", "a/b.py:c", "a..b:c", "1a:b", ""])
 def test_other_forms_have_no_source_and_an_error(name):
     assert not is_factory(name)
-    assert factory_source(name) is None
     with pytest.raises(UsageError, match=r"not package\.module:factory"):
         load_factory(name, what="model")
 
@@ -24,25 +23,25 @@ def test_source_is_found_without_importing(write):
     path = write("pack/__init__.py", "raise RuntimeError('imported')").parent
     module = write("pack/inner/deep.py", "raise RuntimeError('imported')")
     write("pack/inner/__init__.py", "raise RuntimeError('imported')")
-    assert factory_source("pack.inner.deep:make") == module
-    assert factory_source("pack:make") == path / "__init__.py"
+    assert module_source("pack.inner.deep") == module
+    assert module_source("pack") == path / "__init__.py"
     assert "pack" not in sys.modules
 
 
 def test_source_below_directories_without_init(write):
     module = write("space/inner/deep.py", "")
-    assert factory_source("space.inner.deep:make") == module
-    assert factory_source("space.inner:make") is None
+    assert module_source("space.inner.deep") == module
+    assert module_source("space.inner") is None
 
 
 def test_source_of_an_installed_package_and_of_nothing(write):
-    source = factory_source("json.decoder:JSONDecoder")
+    source = module_source("json.decoder")
     assert source is not None
     assert source.name == "decoder.py"
-    assert factory_source("sys:exit") is None
-    assert factory_source("no_such_module_here:make") is None
-    assert factory_source("json.no_such_part:make") is None
-    assert factory_source("json.decoder.JSONDecoder:decode") is None
+    assert module_source("sys") is None
+    assert module_source("no_such_module_here") is None
+    assert module_source("json.no_such_part") is None
+    assert module_source("json.decoder.JSONDecoder") is None
 
 
 def test_loads_from_the_working_directory_what_was_just_written(write):
@@ -138,7 +137,7 @@ def test_arguments_that_do_not_fit(write):
 
 def test_a_file_that_an_imported_module_hides_is_refused(write):
     path = write("json.py", "def make():\n    pass")
-    assert factory_source("json:make") == path
+    assert module_source("json") == path
     with pytest.raises(UsageError, match=r"'json' was already imported from .*json\.py is not used"):
         load_factory("json:make", what="model")
 

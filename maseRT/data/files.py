@@ -43,8 +43,8 @@ class Source:
 def data_files(section: DataSection) -> list[Path]:
     """Return the files that the data are read from, for the step key (path, size, mtime); [] for embedded data.
 
-    A user's factory opens what it likes: the files below [data] path count when that is given. The factory's own
-    source is `maseRT.factories.factory_source`.
+    A user's factory opens what it likes: the files below [data] path count when that is given. Its code is another
+    matter (`maseRT.user_code`).
 
     Raises:
         UsageError: the name is not in the table, or a path is missing from the config.

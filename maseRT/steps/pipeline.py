@@ -15,7 +15,7 @@ from typing import Any, Literal
 from maseRT.config import Config
 from maseRT.data.files import data_files
 from maseRT.errors import StepError, UsageError
-from maseRT.factories import factory_source, module_source
+from maseRT.factories import is_factory
 from maseRT.hardware import cpu, nvidia_gpus, resolve_device
 from maseRT.logs import log_file
 from maseRT.progress import Reporter
@@ -32,6 +32,7 @@ from maseRT.records import (
 )
 from maseRT.steps.gating import judged_again
 from maseRT.steps.table import STEPS, Context, Step, StepResult, producers
+from maseRT.user_code import code_files
 from maseRT.workspace import Workspace, write_json
 
 log = logging.getLogger(__name__)
@@ -213,9 +214,7 @@ class Run:
                 keys[f"file.{name}"] = known.sha256
             elif path.exists():
                 keys[f"file.{name}"] = sha256(path)
-        for file in self._user_files():
-            keys[f"file.{file}"] = sha256(file)
-        return keys | self._data_keys
+        return keys | self._user_keys | self._data_keys
 
     @cached_property
     def _data_keys(self) -> dict[str, str]:
@@ -223,11 +222,17 @@ class Run:
         stats = {file: file.stat() for file in data_files(self.config.data)}
         return {f"file.{file}": f"{stat.st_size} bytes, {stat.st_mtime_ns}" for file, stat in stats.items()}
 
-    def _user_files(self) -> list[Path]:
-        """Return the user's own files that a result depends on: the checkpoint, factories, plug-ins."""
+    @cached_property
+    def _user_keys(self) -> dict[str, str]:
+        """The user's own files: the checkpoint, and the code of factories and plug-ins.
+
+        Hashed once a run, before anything is imported: an edit while it goes on does not reach what is imported.
+        """
         config = self.config
-        found = [factory_source(name) for name in (config.model.name, config.model.task, config.data.name)]
-        found += [module_source(plugin) for plugin in (config.quantize.plugins if config.quantize else ())]
+        factories = (config.model.name, config.model.task, config.data.name)
+        modules = [name.partition(":")[0] for name in factories if is_factory(name)]
+        modules += config.quantize.plugins if config.quantize else ()
+        files = [file for module in modules for file in code_files(module)]
         if config.model.checkpoint is not None and config.model.checkpoint.is_file():
             found.append(config.model.checkpoint)
         return [path for path in found if path is not None]

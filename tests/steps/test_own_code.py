@@ -1,0 +1,39 @@
+"""A result depends on all of a user's code, not only on the file that the config names."""
+
+import sys
+
+import pytest
+from projects import CONFIG, new_project
+
+NET = "import own_blocks\ndef make():\n    return own_blocks.make()\n"
+BLOCKS = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_net.py").write_text(NET)
+    (tmp_path / "own_blocks.py").write_text(BLOCKS)
+    yield new_project(tmp_path, CONFIG.replace('"digits-cnn"', '"own_net:make"').replace("epochs = 2", "epochs = 1"))
+    for name in ("own_net", "own_blocks"):
+        sys.modules.pop(name, None)
+
+
+def test_an_edit_of_what_the_factory_imports_makes_its_result_stale(project):
+    project.transform(last="train")
+    assert project.transform(last="train")["train"].status == "cached"
+    (project.folder / "own_blocks.py").write_text(BLOCKS.replace("nn.Flatten(),", "nn.Flatten(), nn.ReLU(),"))
+    (outcome,) = project.run().preview(last="train")
+    assert outcome.status == "would run"
+    assert "own_blocks.py changed" in outcome.why
+
+
+def test_an_edit_while_a_run_goes_on_counts_for_the_next_one(project):
+    run, blocks = project.run(), project.folder / "own_blocks.py"
+    run.transform(last="train", on_outcome=lambda outcome: blocks.write_text(BLOCKS + "\n"))
+    run.transform(first="quantize", last="quantize")
+    outcomes = project.run().preview(last="quantize")
+    assert [outcome.status for outcome in outcomes] == ["would run", "would run"]
+    (quantize,) = project.run().preview(first="quantize", last="quantize")
+    assert "own_blocks.py changed" in quantize.why
