@@ -234,8 +234,8 @@ class Run:
         modules += config.quantize.plugins if config.quantize else ()
         files = [file for module in modules for file in code_files(module)]
         if config.model.checkpoint is not None and config.model.checkpoint.is_file():
-            found.append(config.model.checkpoint)
-        return [path for path in found if path is not None]
+            files.append(config.model.checkpoint)
+        return {f"file.{file}": sha256(file) for file in files}
 
     def _check_upstream(self, step: Step) -> None:
         """Compare the records of the steps before this one with the config as it is now.
