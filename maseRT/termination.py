@@ -63,7 +63,10 @@ class Termination:
 
 @contextmanager
 def terminable() -> Iterator[Termination]:
-    """Handle SIGTERM while the block runs; in the main thread, others get none."""
+    """Handle SIGTERM while the block runs; in the main thread, others get none.
+
+    If it came, any more of it is ignored from then on: the process is about to end, with the code for that.
+    """
     termination = Termination()
     if threading.current_thread() is not threading.main_thread():
         yield termination
@@ -73,4 +76,4 @@ def terminable() -> Iterator[Termination]:
         yield termination
     finally:
         termination.end()
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if termination.asked else previous)

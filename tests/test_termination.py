@@ -16,12 +16,26 @@ def terminate() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def test_it_leaves_the_block_and_restores_what_was_there():
+@pytest.fixture(autouse=True)
+def _as_before():
     before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_it_leaves_the_block_and_no_more_of_it_changes_the_exit_code():
     with pytest.raises(SystemExit) as ending, terminable() as termination:
         terminate()
+    terminate()
     assert (ending.value.code, termination.asked) == (ExitCode.TERMINATED, True)
+
+
+def test_where_none_came_the_handler_is_what_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    with terminable() as termination:
+        pass
     assert signal.getsignal(signal.SIGTERM) is before
+    assert not termination.asked
 
 
 def test_one_that_is_swallowed_comes_again():
