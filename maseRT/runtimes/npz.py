@@ -1,4 +1,4 @@
-"""An engine on a file of arrays: for shells, and for machines that have an engine and nothing else of this package."""
+"""An engine or ONNX file on a file of arrays: for shells, and for machines that have a model and nothing else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from maseRT.errors import UsageError
 from maseRT.runtimes import get_runtime
+from maseRT.runtimes.base import Session
 from maseRT.runtimes.trt.roles import TrtRuntime
 from maseRT.runtimes.trt.sidecar import sidecar_path
 
@@ -23,31 +24,44 @@ RUNTIMES = ("tensorrt", "tensorrt-rtx")
 
 
 def run_file(
-    engine: Path, source: Path, target: Path, *, device: str = "cuda:0", batch: int | None = None, trust: bool = False
+    model: Path,
+    source: Path,
+    target: Path,
+    *,
+    device: str | None = None,
+    batch: int | None = None,
+    trust: bool = False,
 ) -> Arrays:
-    """Run an engine on the arrays of an .npz file, write its outputs into another, and return them.
+    """Run a model on the arrays of an .npz file, write its outputs into another, and return them.
 
     Args:
-        engine: its sidecar says which library built it; TensorRT is taken where there is none.
-        source: .npz with an array per input of the engine, under the input's name.
+        model: an ONNX file (.onnx), or an engine. The engine's sidecar says which library built it; TensorRT is taken
+            where there is none.
+        source: .npz with an array per input of the model, under the input's name.
         target: .npz to write, in one piece; with an array per output.
-        device: "cuda:N".
+        device: "cuda:N"; for ONNX files any of `maseRT.onnxrt.providers`. None: "cuda:0", for ONNX files "cpu".
         batch: samples per inference; None: all at once.
-        trust: load the engine without a matching sidecar.
+        trust: load an engine without a matching sidecar.
 
     Raises:
-        UsageError: the arrays are missing, damaged, or do not fit the engine.
+        UsageError: the arrays are missing, damaged, or do not fit the model.
         MissingError: this machine cannot run it.
-        StepError: the engine is missing or does not load, or the outputs cannot be written.
+        StepError: the model is missing or does not load, or the outputs cannot be written.
         CheckError: the sidecar does not match.
     """
     feed = read_arrays(source)
-    runtime = cast(TrtRuntime, get_runtime(_runtime_of(engine)))
-    with runtime.open(engine, device, trust=trust) as session:
+    with _open(model, device, trust=trust) as session:
         parts = [session.infer(part) for part in _parts(feed, batch, where=str(source))]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     write_arrays(target, outputs)
     return outputs
+
+
+def _open(model: Path, device: str | None, *, trust: bool) -> Session:
+    if model.suffix == ".onnx":
+        return get_runtime("onnxruntime").open(model, device or "cpu")
+    runtime = cast(TrtRuntime, get_runtime(_runtime_of(model)))
+    return runtime.open(model, device or "cuda:0", trust=trust)
 
 
 def read_arrays(path: Path) -> Arrays:
