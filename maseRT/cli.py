@@ -120,7 +120,7 @@ def _add_step_command(name: str) -> None:
 
 
 def _single(name: str, options: Options, *, strict: bool = False, junit: Path | None = None) -> Reply:
-    """Run one step."""
+    """Run one step, print its outcome, and return it."""
     from maseRT.steps.table import get_step
 
     with options.opened() as work:
@@ -222,17 +222,21 @@ def doctor(as_json: JsonOption = False) -> Reply:
 
 @app.command("run")
 def run_command(
-    engine: Annotated[Path, typer.Option("--engine", help="A TensorRT engine; its sidecar lies beside it.")],
+    engine: Annotated[
+        Path, typer.Option("--engine", help="A TensorRT engine, its sidecar beside it; or an ONNX file.")
+    ],
     source: Annotated[Path, typer.Option("--input", help="An .npz file with an array per input.")],
     target: Annotated[Path, typer.Option("--output", help="The .npz file to write, with an array per output.")],
-    device: Annotated[str, typer.Option("--device", help="cuda:N.")] = "cuda:0",
+    device: Annotated[
+        str | None, typer.Option("--device", help="Default: cuda:0; for ONNX files cpu, or openvino, cuda:N, ...")
+    ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples per inference; default: all.")] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load an engine without a matching sidecar. An engine is code.")
     ] = False,
     as_json: JsonOption = False,
 ) -> Reply:
-    """Run an engine on arrays; needs the engine's library, cuda-python and numpy, but not torch."""
+    """Run an engine or an ONNX file on arrays; needs TensorRT and cuda-python, or ONNX Runtime, but not torch."""
     from maseRT.console import print_line
     from maseRT.runtimes.npz import run_file
 
