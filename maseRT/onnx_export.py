@@ -21,6 +21,8 @@ from maseRT.errors import MaseRTError, StepError
 from maseRT.onnx_translations import translations
 from maseRT.quant.quantizer import exporting
 
+log = logging.getLogger(__name__)
+
 INPUT = "input"
 OUTPUT = "output"
 BATCH = "batch"
@@ -72,6 +74,9 @@ def export_onnx(
         proto = _convert(program, opset)
     _clean(proto, free)
     _check(proto, opset)
+    conditions = _conditions(program, free)
+    if conditions:
+        log.warning("%s: traced for one size of images, it is right only where %s", path.name, conditions)
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -136,6 +141,16 @@ def _trace(model: nn.Module, example: Tensor, free: Mapping[str, int]) -> Export
             return torch.export.export(model, (example,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:
         raise _trace_error(error, model, free) from error
+
+
+def _conditions(program: ExportedProgram, free: Mapping[str, int]) -> str:
+    """Return what torch.export took for granted of free sizes, in words: the branches, counts of loops and roundings
+    that it followed. A size of one, which it always sets apart, is left out; older versions of torch keep no list.
+    """
+    text = " and ".join(guard for guard in getattr(program, "_guards_code", ()) if not guard.endswith("!= 1"))
+    for name, axis in free.items():
+        text = re.sub(rf"L\['\w+'\]\.size\(\)\[{axis}\]", name, text)
+    return text
 
 
 def _trace_error(error: Exception, model: nn.Module, free: Mapping[str, int]) -> StepError:

@@ -147,3 +147,25 @@ def test_a_model_of_one_size_is_refused(layer, shape, where, message, tmp_path):
         export_onnx(nn.Sequential(nn.ReLU(), layer), torch.randn(2, *shape), tmp_path / "m.onnx", opset=20, dynamic=ALL)
     assert caught.value.where == where
     assert not list(tmp_path.iterdir())
+
+
+class Branching(nn.Module):
+    """Halves wide images before it pools them."""
+
+    def forward(self, x):
+        if x.shape[3] > 10:
+            x = nn.functional.avg_pool2d(x, 2)
+        return x.amax((2, 3))
+
+
+def test_a_branch_on_the_size_is_told(tmp_path, caplog):
+    export_onnx(Branching(), torch.randn(2, 3, 12, 12), tmp_path / "model.onnx", opset=20, dynamic=ALL)
+    (message,) = caplog.messages
+    assert message.startswith("model.onnx: ")
+    assert message.endswith("right only where width > 10")
+
+
+def test_without_a_branch_nothing_is_told(tmp_path, caplog):
+    export_onnx(Shrinking().eval(), torch.randn(2, 1, 8, 8), tmp_path / "model.onnx", opset=20, dynamic=ALL)
+    export_onnx(Branching(), torch.randn(2, 3, 12, 12), tmp_path / "model.onnx", opset=20)
+    assert caplog.messages == []
