@@ -30,7 +30,7 @@ from maseRT.receipt import Receipt
 from maseRT.records import dependency_versions
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Bound, Session
-from maseRT.runtimes.trt import weak_types
+from maseRT.runtimes.trt import build as build_module
 from maseRT.steps.table import STEPS
 from maseRT.workspace import Workspace, read_json, write_json
 
@@ -139,15 +139,27 @@ def build_all(job: Job, options: Options, result: dict[str, Any], save: Callable
     return engines
 
 
+class FreeTypes:
+    """Lets a weakly typed builder choose FP16 for whatever is not INT8."""
+
+    def __init__(self, trt: Any, network: Any, config: Any, onnx: Any) -> None:
+        self.notes: list[str] = []
+        for flag in (trt.BuilderFlag.INT8, trt.BuilderFlag.FP16):
+            config.set_flag(flag)
+
+    def relax(self, heard: Any) -> bool:
+        """There is nothing to give up."""
+        return False
+
+
 @contextmanager
 def free_types() -> Any:
-    """Let a weakly typed builder choose FP16 for whatever is not INT8."""
-    told = weak_types.tell_types
-    weak_types.tell_types = lambda trt, network, types: []
+    told = build_module.WeakTypes
+    build_module.WeakTypes = FreeTypes
     try:
         yield
     finally:
-        weak_types.tell_types = told
+        build_module.WeakTypes = told
 
 
 def precision_counts(workspace: Workspace) -> dict[str, int]:
