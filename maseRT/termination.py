@@ -16,14 +16,16 @@ _TIMES = 8
 
 
 class Termination:
-    """The handler of SIGTERM: raises SystemExit, and again while the command does not end.
+    """The handler of SIGTERM: raises SystemExit, and a second later again if the command has not ended.
 
     Once may not be enough: `__del__` and callbacks of C code drop an exception, an import of C code turns it into an
-    ImportError, and those of optional packages are caught. Where Python has no turn any more, the process just ends.
+    ImportError, and those of optional packages are caught. More often than that it would disturb the cleaning up, so
+    that it does not matter how many SIGTERM come. Where Python has no turn any more, the process just ends.
     """
 
     def __init__(self) -> None:
         self._asked = False
+        self._due = True
         self._ended = False
         self._lock = threading.Lock()
 
@@ -34,8 +36,9 @@ class Termination:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGTERM, in the main thread."""
-        if self._ended:
+        if self._ended or not self._due:
             return
+        self._due = False
         if not self._asked:
             self._asked = True
             self._insist_later(_TIMES)
@@ -57,6 +60,7 @@ class Termination:
                 return
             if not times:
                 os._exit(ExitCode.TERMINATED)
+            self._due = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         self._insist_later(times - 1)
 

@@ -45,6 +45,17 @@ def test_one_that_is_swallowed_comes_again():
         time.sleep(60)
 
 
+def test_a_second_one_does_not_disturb_the_cleaning_up():
+    cleaned = []
+    with pytest.raises(SystemExit), terminable():
+        try:
+            terminate()
+        finally:
+            terminate()
+            cleaned.append("up")
+    assert cleaned == ["up"]
+
+
 def test_one_that_comes_after_the_end_means_nothing():
     with terminable() as termination:
         termination.end()
