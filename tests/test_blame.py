@@ -9,7 +9,7 @@ import torch
 from placement_nets import calibrated, exported, lively, planned
 from torch import nn
 
-from maseRT.blame import blame
+from maseRT.blame.compare import blame
 from maseRT.errors import UsageError
 from maseRT.onnx_graph import layer_precisions
 from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict, names_in, receipt_from

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from maseRT.blame import Blame, blame
+from maseRT.blame.compare import blame
+from maseRT.blame.findings import Blame
 from maseRT.config import Config
 from maseRT.errors import StepError
 from maseRT.onnx_graph import layer_precisions
