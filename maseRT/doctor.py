@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from maseRT import __version__
 from maseRT.hardware import Cpu, Driver, Gpu, cpu, nvidia_driver, nvidia_gpus, resolve_device, why_no_torch_cuda
 from maseRT.runtimes import COMPILERS, RUNTIMES, get_compiler, get_runtime
+from maseRT.runtimes.base import Compiler, Runtime
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,15 @@ def _package(name: str, tested: Tested) -> Package:
 
 def _runtime(name: str) -> RuntimeState:
     builds = name in COMPILERS
-    return RuntimeState(name, builds, get_compiler(name).missing() if builds else None, get_runtime(name).missing())
+    return RuntimeState(name, builds, _missing(get_compiler, name) if builds else None, _missing(get_runtime, name))
+
+
+def _missing(get: Callable[[str], Runtime | Compiler], name: str) -> str | None:
+    """Return what keeps a runtime or compiler from working here: it may not even be importable."""
+    try:
+        return get(name).missing()
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

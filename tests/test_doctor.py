@@ -91,3 +91,14 @@ def test_nothing_heavy_is_imported():
         "sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'lightning_fabric'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_runtime_that_cannot_be_imported_says_what_is_missing():
+    code = """
+import sys
+sys.modules["numpy"] = None
+from maseRT.doctor import examine
+print({each.why_not_run for each in examine().runtimes if each.name == "torch"})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "{'numpy is not installed'}\n", result.stderr
