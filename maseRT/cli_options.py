@@ -34,12 +34,11 @@ StrictOption = Annotated[
 JunitOption = Annotated[
     Path | None, typer.Option("--junit", help="Write gates and findings there, as test cases of JUnit.")
 ]
-ReportArgument = Annotated[Path, typer.Argument(help="A run's folder, or its report.json.", metavar="RUN|REPORT.json")]
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options that all commands on a run share."""
+    """The values of the options that all commands on a run share."""
 
     config: Path
     output: Path
@@ -54,12 +53,12 @@ class Options:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is said to a person."""
+        """Whether no text for a person is printed."""
         return self.as_json or self.quiet
 
     @contextmanager
     def opened(self) -> Iterator[Run]:
-        """Read the config and yield the run it describes; progress is gone from the terminal when the block ends."""
+        """Read the config and yield its run; progress is shown inside the block only."""
         from maseRT.config import load_config
         from maseRT.console import reporting, set_up_logging
         from maseRT.steps.pipeline import Run

@@ -1,4 +1,4 @@
-"""What became of steps: for a person, for --json, and for the exit code."""
+"""The outcomes of steps: as text, as JSON, and as an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Plain = Mapping[str, Any]
 
 
 def show(outcome: Outcome) -> None:
-    """Print a step's outcome, its table, its remarks, and each gate."""
+    """Print a step's outcome: its headline, table and remarks, the gates, and the findings of the audit."""
     from maseRT.console import print_line, print_table
 
     timing = f"{outcome.seconds:7.1f} s" if outcome.status == "done" else f"{outcome.status:>9}"
@@ -27,7 +27,7 @@ def show(outcome: Outcome) -> None:
 
 
 def as_dict(outcome: Outcome) -> dict[str, Any]:
-    """Return a step's outcome in plain values."""
+    """Return a step's outcome as plain values for JSON."""
     return {
         "step": outcome.step,
         "status": outcome.status,
@@ -39,9 +39,9 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def shortfall(outcomes: Sequence[Outcome], *, strict: bool) -> MaseRTError | None:
-    """Return why outcomes that were reached are not good enough, if so.
+    """Return the error of a command whose steps completed, or None.
 
-    A gate that failed comes first, always; then, with --strict, a row that did not run; then whatever the audit found.
+    Gates that failed come first. With `strict`, rows that did not run are an error too, and findings of the audit.
     """
     failed = [gate for gate in _gates(outcomes) if not gate["passed"]]
     if failed:
@@ -56,11 +56,11 @@ def shortfall(outcomes: Sequence[Outcome], *, strict: bool) -> MaseRTError | Non
         return MissingError(
             "\n".join(missing), where="--strict", fix="install what is missing, or leave it out of [analyze] runtimes"
         )
-    return found_wrong(_findings(outcomes), where="--strict")
+    return audit_error(_findings(outcomes), where="--strict")
 
 
-def found_wrong(findings: Sequence[Plain], *, where: str) -> CheckError | None:
-    """Return the error of an audit that found something."""
+def audit_error(findings: Sequence[Plain], *, where: str) -> CheckError | None:
+    """Return the error that lists the findings of an audit; None without findings."""
     if not findings:
         return None
     counted = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
@@ -68,23 +68,24 @@ def found_wrong(findings: Sequence[Plain], *, where: str) -> CheckError | None:
 
 
 def gate_line(gate: Plain) -> str:
-    """Return a gate in one line: what was asked, what was got."""
+    """Return a gate on one line: its outcome, the limit and the value."""
     row = f" of {gate['row']}" if gate["row"] else ""
     judged = "passed" if gate["passed"] else "FAILED"
     return f"gate {judged}: {gate['name']}{row}: asked {gate['asked']}, got {gate['got']}"
 
 
 def finding_line(finding: Plain) -> str:
-    """Return a finding in one line."""
+    """Return a finding of the audit on one line."""
     row = f" {finding['row']}:" if finding["row"] else ""
     return f"audit {finding['severity']}: {finding['check']}:{row} {finding['message']}"
 
 
 def write_junit(target: Path, report: Path) -> None:
-    """Write a report's gates and findings as test cases.
+    """Write the gates and findings of a report.json as JUnit test cases.
 
     Raises:
-        UsageError, StepError: there is no such report, or it is damaged; the file cannot be written.
+        UsageError: there is no such report.
+        StepError: the report is damaged, or the file cannot be written.
     """
     from maseRT.report.files import load_report
     from maseRT.report.junit import junit_xml
@@ -98,5 +99,4 @@ def _gates(outcomes: Sequence[Outcome]) -> list[Plain]:
 
 
 def _findings(outcomes: Sequence[Outcome]) -> list[Plain]:
-    """Return what the audit of a report found."""
     return [finding for outcome in outcomes for finding in outcome.summary.get("findings", [])]

@@ -1,4 +1,4 @@
-"""Commands on finished reports: no torch, no run, only report.json."""
+"""Commands that read only report.json; they need neither torch nor a run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maseRT.cli_group import Reply
-from maseRT.cli_options import JsonOption, JunitOption, ReportArgument
+from maseRT.cli_options import JsonOption, JunitOption
 from maseRT.errors import UsageError
 
 if TYPE_CHECKING:
     from maseRT.report.schema import Report
 
+_REPORT = typer.Argument(help="A run's folder, or its report.json.", metavar="RUN|REPORT.json")
 OutputFolder = Annotated[
     Path | None, typer.Option("--output", "-o", help="The folder to write to; default: where analyze wrote them.")
 ]
 
 
 def add_report_commands(app: typer.Typer) -> None:
-    """Add them to an app."""
+    """Add the commands to an app."""
     app.command()(report)
     app.command()(compare)
     app.command()(audit)
 
 
 def report(
-    path: Annotated[
-        Path | None, typer.Argument(help="A run's folder, or its report.json.", metavar="RUN|REPORT.json")
-    ] = None,
+    path: Annotated[Path | None, _REPORT] = None,
     output: OutputFolder = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of report.json.")] = False,
     as_json: JsonOption = False,
@@ -72,7 +71,7 @@ def _schema(*, as_json: bool) -> Reply:
 
 
 def _folder(path: Path) -> Path:
-    """Return where the readable reports of a run's folder, or of a report.json, belong."""
+    """Return the folder for report.md and report.html, given a run's folder or a report.json."""
     if path.is_dir():
         return path
     return path.resolve().parent.parent if path.resolve().parent.name == "json" else path.parent
@@ -102,7 +101,7 @@ def compare(
 
 
 def _named(paths: Sequence[Path], reports: Sequence[Report]) -> dict[str, Report]:
-    """Return the reports by their runs' names; by their paths where two runs have one name, numbered if need be."""
+    """Return the reports by run name; by path if two runs share a name, and numbered if two paths are equal."""
     names = [found.run for found in reports]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
@@ -112,13 +111,13 @@ def _named(paths: Sequence[Path], reports: Sequence[Report]) -> dict[str, Report
 
 
 def audit(
-    path: ReportArgument,
+    path: Annotated[Path, _REPORT],
     strict: Annotated[bool, typer.Option("--strict", help="Warnings end with exit code 5, too.")] = False,
     junit: JunitOption = None,
     as_json: JsonOption = False,
 ) -> Reply:
     """Check a report against itself; errors, figures that contradict each other, end with exit code 5."""
-    from maseRT.cli_outcomes import finding_line, found_wrong
+    from maseRT.cli_outcomes import audit_error, finding_line
     from maseRT.console import print_line
     from maseRT.report.audit import audit as audited
     from maseRT.report.files import load_report
@@ -136,4 +135,4 @@ def audit(
         if not plain:
             print_line(f"{found.run}: nothing contradicts itself, in {len(found.rows)} rows")
     wrong = [finding for finding in plain if strict or finding["severity"] == "error"]
-    return Reply({"run": found.run, "findings": plain}, found_wrong(wrong, where=str(path)))
+    return Reply({"run": found.run, "findings": plain}, audit_error(wrong, where=str(path)))

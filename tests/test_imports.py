@@ -10,7 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "maseRT"
 
 LAYERS = [
-    {"cli", "cli_group", "cli_options", "cli_outcomes", "cli_report", "console", "__init__"},
+    {
+        "cli", "cli_endings", "cli_group", "cli_options", "cli_outcomes", "cli_report", "console", "__init__",
+        "__main__",
+    },
     {"steps"},
     {
         "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_translations",
@@ -19,7 +22,7 @@ LAYERS = [
     },
     {
         "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",
-        "hardware", "interrupts", "closing",
+        "hardware", "interrupts", "closing", "termination",
     },
 ]  # fmt: skip
 
