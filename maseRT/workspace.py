@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,21 @@ class Workspace:
     def timing_caches(self) -> Path:
         """The folder of TensorRT's timing caches, one per GPU and version."""
         return self.root / "cache" / "timing"
+
+    def unfinished(self, step: str) -> Path:
+        """The finished units of a step that is not."""
+        return self.root / "cache" / "unfinished" / f"{step}.safetensors"
+
+    @property
+    def answers(self) -> Path:
+        """The folder of every row's outputs."""
+        return self.root / "cache" / "answers"
+
+    def forget(self, step: str) -> None:
+        """Delete what a step keeps to do less the next time."""
+        self.unfinished(step).unlink(missing_ok=True)
+        if step == "analyze":
+            shutil.rmtree(self.answers, ignore_errors=True)
 
     def record(self, step: str) -> Path:
         return self.root / "cache" / "records" / f"{step}.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,20 +17,22 @@ from maseRT import __version__
 from maseRT.config import AnalyzeSection
 from maseRT.errors import UsageError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
-from maseRT.records import dependency_versions
+from maseRT.records import dependency_versions, sha256
 from maseRT.report import schema
 from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
 from maseRT.report.publish import publish
 from maseRT.steps import history
+from maseRT.steps.answers import Answers
 from maseRT.steps.artifacts import Artifact, artifacts
 from maseRT.steps.common import Setting, load_plan, set_up
 from maseRT.steps.drifting import drift
-from maseRT.steps.measuring import Measured, measure
+from maseRT.steps.measuring import Measured, Measurement, measure
+from maseRT.steps.resume import Finished
 from maseRT.steps.rows import TRANSFERS, hardware_name, not_run, row_of
 from maseRT.steps.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.showing import Shown, show
-from maseRT.steps.table import Context, StepResult, final_plan
+from maseRT.steps.table import STEPS, Context, StepResult, final_plan
 from maseRT.workers.local import LocalWorker
 from maseRT.workers.process import ProcessWorker
 from maseRT.workers.protocol import Opened, Opener, Worker
@@ -65,25 +67,32 @@ def run(context: Context) -> StepResult:
     section = context.config.analyze
     if section is None:
         raise UsageError("the config has no [analyze] section")
+    workspace = context.workspace
     setting = set_up(context)
     with ExitStack() as stack:
         rows = _open(context, setting, section, stack)
         shown = _show(context, setting, section, rows)
         batches = _timed_batches(context, setting, section)
         devices = {artifact.name: artifact.device for artifact in rows.artifacts if artifact.name in rows.timed}
-        measured = measure(rows.timed, devices, batches, section, context.reporter)
+        finished = Finished(workspace.unfinished("analyze"), key=_measuring_key(context, rows), step="analyze")
+        measurement = measure(rows.timed, devices, batches, section, finished, context.reporter)
     rungs = drift(context, setting, rows.artifacts, shown, section)
     ranking = sensitivity(context, setting, section) if section.sensitivity else None
-    report = _report(context, setting, rows, shown, measured)
+    for name, row in measurement.rows.items():
+        row.take_memory(shown.memory[name])
+    report = _report(context, setting, rows, shown, measurement.rows)
+    resumed = _resumed(shown, measurement)
     report = report.model_copy(
         update={
             "drift": rungs,
-            "sections": [ranking.section()] if ranking else [],
-            "wall_seconds": time.perf_counter() - started,
+            "sections": [*([ranking.section()] if ranking else []), *([resumed] if resumed else [])],
+            "wall_seconds": time.perf_counter() - started + measurement.earlier_seconds,
             "result": _result(report),
         }
     )
-    return _published(context, judged(report, context.config.gate), ranking)
+    result = _published(context, judged(report, context.config.gate), ranking)
+    finished.clear()
+    return result
 
 
 def _open(context: Context, setting: Setting, section: AnalyzeSection, stack: ExitStack) -> Rows:
@@ -92,7 +101,7 @@ def _open(context: Context, setting: Setting, section: AnalyzeSection, stack: Ex
     workers: dict[str, Worker] = {}
     opened: dict[str, Opened] = {}
     able = [(each, each.opener) for each in found if not each.missing and each.opener is not None]
-    for artifact, opener in context.reporter.track(able, description="open", total=len(able)):
+    for artifact, opener in context.reporter.track(able, description="open", total=len(able), unit="row"):
         worker = stack.enter_context(_worker(artifact, opener, isolate=section.isolate and artifact.timed))
         opened[artifact.name] = worker.open()
         workers[artifact.name] = worker
@@ -106,10 +115,43 @@ def _worker(artifact: Artifact, opener: Opener, *, isolate: bool) -> Worker:
 
 
 def _show(context: Context, setting: Setting, section: AnalyzeSection, rows: Rows) -> Shown:
-    batches = setting.batches(context, section.split)
-    total = min(len(batches), section.batches or len(batches))
-    tracked = context.reporter.track(islice(batches, total), description="answers", total=total)
-    return show(rows.workers, tracked, task=setting.task)
+    workspace = context.workspace
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        every = setting.batches(context, section.split)
+        total = min(len(every), section.batches or len(every))
+        return context.reporter.track(islice(every, total), description="answers", total=total, unit="batch")
+
+    answers = {
+        artifact.name: Answers(workspace.answers / artifact.name, _answers_key(context, artifact, rows, section))
+        for artifact in rows.artifacts
+        if artifact.name in rows.workers
+    }
+    size = context.config.data.batch_size
+    return show(rows.workers, batches, answers, task=setting.task, batch_size=size)
+
+
+def _answers_key(context: Context, artifact: Artifact, rows: Rows, section: AnalyzeSection) -> dict[str, str]:
+    """Return what a row's answers depend on: what the step does, without how it measures and the other rows' files."""
+    config, workspace = context.config, context.workspace
+    others = {f"file.{workspace.name_of(path)}" for path in STEPS["analyze"].inputs(config, workspace)}
+    key = {name: value for name, value in context.key.items() if name not in others}
+    key = {name: value for name, value in key.items() if not name.startswith(("analyze.", "export."))}
+    opened = rows.opened[artifact.name]
+    files = (final_plan(config, workspace), *artifact.files)
+    return key | {
+        "row": f"{artifact.runtime} on {artifact.device}, {hardware_name(artifact.device)}",
+        "settings": repr(artifact.settings),
+        "files": ", ".join(sha256(path) for path in files if path.exists()),
+        "samples": f"{section.split}, {section.batches or 'all'} batches",
+        "got": ", ".join((*opened.got, *(f"{name} {version}" for name, version in sorted(opened.versions.items())))),
+    }
+
+
+def _measuring_key(context: Context, rows: Rows) -> dict[str, str]:
+    """Return what the latency of all rows depends on."""
+    measured = (f"{each.name} on {hardware_name(each.device)}" for each in rows.artifacts if each.name in rows.timed)
+    return {**context.key, "rows": "; ".join(measured)}
 
 
 def _timed_batches(context: Context, setting: Setting, section: AnalyzeSection) -> dict[int, Tensor]:
@@ -175,6 +217,21 @@ def _result(report: schema.Report) -> str:
     engines = [row for row in ran if row.runtime.startswith("tensorrt")]
     fastest = min(engines or ran, key=lambda row: row.timings[0].end_to_end.p50_ms, default=None)
     return fastest.name if fastest else ""
+
+
+def _resumed(shown: Shown, measurement: Measurement) -> schema.Section | None:
+    """Say what was not done anew; None when all of it was."""
+    kept = {name: count for name, count in shown.kept.items() if count}
+    total = len(shown.targets)
+    lines = [f"- {name}: {count} of {total} answers are of an earlier analysis" for name, count in kept.items()]
+    lines += [
+        f"- latency of batch {size}: measured before an interruption, until {ended}"
+        for size, ended in measurement.resumed.items()
+    ]
+    values = {"answers": kept, "latency": {str(size): ended for size, ended in measurement.resumed.items()}}
+    lead = "Of the same files, samples, settings and versions on the same hardware:"
+    title = "Kept from before"
+    return schema.Section(key="kept", title=title, values=values, lines=[lead, "", *lines]) if lines else None
 
 
 def _samples(context: Context, setting: Setting, shown: Shown) -> schema.Samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from maseRT.config import BuildEngineSection
 from maseRT.errors import CheckError, UsageError
@@ -13,6 +14,7 @@ from maseRT.plan import Plan
 from maseRT.receipt import Receipt, names_in, receipt_from
 from maseRT.runtimes import choose_compiler
 from maseRT.runtimes.base import BatchRange, BuildOptions, EngineInfo, ShapeRange
+from maseRT.steps.resume import Finished
 from maseRT.steps.table import Context, StepResult, final_plan
 from maseRT.workspace import Workspace, atomic_path, read_json, write_json
 
@@ -35,8 +37,14 @@ def run(context: Context) -> StepResult:
     options = build_options(section, context.device, timing_caches=workspace.timing_caches)
     title = f"build-engine: {compiler.name}{_last_build(workspace)}"
     workspace.sidecar.unlink(missing_ok=True)
-    with context.reporter.spinner(title), atomic_path(workspace.engine) as temporary:
-        info = compiler.build(workspace.onnx, temporary, options)
+
+    def build() -> dict[str, Any]:
+        with context.reporter.spinner(title), atomic_path(workspace.engine) as temporary:
+            return compiler.build(workspace.onnx, temporary, options).to_json()
+
+    finished = Finished(workspace.unfinished("build-engine"), key=context.key, step="build-engine")
+    info = EngineInfo.from_json(finished.once("the build of the engine", workspace.engine, build))
+    finished.clear()
     for note in info.notes:
         log.warning("build-engine: %s", note)
     plan = Plan.from_json(read_json(final_plan(context.config, workspace), made_by="quantize"))

@@ -24,6 +24,7 @@ from maseRT.plan import Plan
 from maseRT.quant.quantizer import quantizers
 from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, load_float_weights, rebuild_final, set_up
+from maseRT.steps.resume import Finished
 from maseRT.steps.table import Context, StepResult
 from maseRT.steps.targets import write_form
 from maseRT.tasks import Task
@@ -53,7 +54,12 @@ def run(context: Context) -> StepResult:
     sample = _sample(setting, context)
     load_float_weights(context, setting.model)
     float_logits = _logits(setting.model, sample)
-    export = partial(_export, context, setting.task, sample)
+    finished = Finished(workspace.unfinished("export"), key=context.key, step="export")
+
+    def export(model: nn.Module, path: Path, reference: Logits, floor_db: float) -> dict[str, Any]:
+        make = partial(_export, context, setting.task, sample, model, path, reference, floor_db)
+        return finished.once(f"export of {path.name}", path, make)
+
     checks = {"float": export(setting.model, workspace.float_onnx, float_logits, MIN_SQNR_DB)}
     model, plan = rebuild_final(context, setting.model)
     logits = _logits(model, sample)
@@ -62,7 +68,11 @@ def run(context: Context) -> StepResult:
     checks["quantized"] = export(model, workspace.onnx, logits, floor_db)
     pairs = _check_pairs(workspace.onnx, plan, model, sample)
     targets = {
-        target: _write_target(context, setting, target, sample, float_logits)
+        target: finished.once(
+            f"export for {target}",
+            workspace.target_onnx(target),
+            partial(_write_target, context, setting, target, sample, float_logits),
+        )
         for target in section.targets
         if target != "tensorrt"
     }
@@ -70,10 +80,11 @@ def run(context: Context) -> StepResult:
         "onnx_path": str(workspace.onnx),
         "opset": section.opset,
         "qdq_pairs": pairs,
-        "checks": {name: {level: a.as_dict() for level, a in found.items()} for name, found in checks.items()},
+        "checks": checks,
         "targets": targets,
     }
     write_json(workspace.export, summary)
+    finished.clear()
     return StepResult(
         headline=f"{workspace.onnx}, opset {section.opset}, {pairs} Q/DQ pairs{_described(checks['quantized'])}",
         outputs=[
@@ -124,8 +135,8 @@ def _logits(model: nn.Module, sample: Tensor) -> Logits:
 
 def _export(
     context: Context, task: Task, sample: Tensor, model: nn.Module, path: Path, reference: Logits, floor_db: float
-) -> dict[str, Agreement]:
-    """Export one model; the file appears only after it passed its checks."""
+) -> dict[str, Any]:
+    """Export one model, and say how far each level of optimization is from it; the file appears when it passed."""
     section = context.config.export or ExportSection()
     with context.reporter.spinner(f"export: {path.name}"), atomic_path(path) as temporary:
         export_onnx(model, sample[:2], temporary, opset=section.opset, dynamic=section.dynamic)
@@ -136,7 +147,7 @@ def _export(
             elsewhere = _compare(temporary, images, _logits(model, images), task, threads=context.threads)
             _require(elsewhere, path, floor_db)
             found |= {f"{level}, images of another size": agreed for level, agreed in elsewhere.items()}
-        return found
+        return {level: agreed.as_dict() for level, agreed in found.items()}
 
 
 def _compare(file: Path, sample: Tensor, reference: Logits, task: Task, *, threads: int) -> dict[str, Agreement]:
@@ -188,13 +199,16 @@ def _require(found: Mapping[str, Agreement], path: Path, floor_db: float) -> Non
 
 
 def _check_pairs(path: Path, plan: Plan, model: nn.Module, sample: Tensor) -> int:
-    """Return the number of Q/DQ pairs: one for each time a quantizer runs, one for those of a tie on the same tensor.
+    """Return the number of Q/DQ pairs: one for each time a quantizer runs, or one for several of the same tensor, which
+    may be that of a tie or a weight that layers share.
 
     Raises:
         CheckError: the file has more or fewer.
     """
     pairs, most = count_qdq(path), _quantizer_calls(model, sample)
-    least = len(quantizers(model)) - sum(len(tie) - 1 for tie in plan.ties)
+    weights = [weight for module in model.modules() for weight in module.parameters(recurse=False)]
+    shared = len(weights) - len(set(weights))
+    least = len(quantizers(model)) - sum(len(tie) - 1 for tie in plan.ties) - shared
     if not least <= pairs <= most:
         raise CheckError(f"{pairs} Q/DQ pairs, but quantizers run {most} times in the model", where=str(path))
     return pairs
@@ -217,5 +231,7 @@ def _quantizer_calls(model: nn.Module, sample: Tensor) -> int:
     return calls
 
 
-def _described(found: dict[str, Agreement]) -> str:
-    return f", ONNX Runtime against torch: {found['all'].describe()}" if found else ", not compared with torch"
+def _described(found: Mapping[str, Any]) -> str:
+    if not found:
+        return ", not compared with torch"
+    return f", ONNX Runtime against torch: {Agreement(**found['all']).describe()}"

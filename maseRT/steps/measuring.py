@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from maseRT.config import AnalyzeSection
 from maseRT.energy import Energy
+from maseRT.interrupts import finishing
 from maseRT.nvml import GpuState, typical_state
 from maseRT.progress import Reporter
+from maseRT.steps.answers import most
+from maseRT.steps.resume import Finished
 from maseRT.workers.protocol import Worker
 from maseRT.workers.schedule import RowTimes, idle_power, measure_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,10 +52,30 @@ class Measured:
         calls = [calls for times in self.times.values() for calls in (*times.wall, *(times.device or []))]
         return sum(map(sum, calls)) / 1000
 
+    def take_memory(self, memory: Sequence[float | None]) -> None:
+        """Count memory that was taken."""
+        host_mb, device_mb = memory
+        self.memory = most(self.memory[0], host_mb), most(self.memory[1], device_mb)
+
     @property
     def all_seconds(self) -> float:
         """On the clock, energy included."""
         return self.seconds + (self.energy.seconds if isinstance(self.energy, Energy) else 0.0)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured.
+
+    Attributes:
+        rows: by name.
+        resumed: batch sizes that were measured before an interruption, and when.
+        earlier_seconds: that those took.
+    """
+
+    rows: dict[str, Measured]
+    resumed: dict[int, str] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
 
 
 def measure(
@@ -53,8 +83,9 @@ def measure(
     devices: Mapping[str, str],
     batches: Mapping[int, Tensor],
     section: AnalyzeSection,
+    finished: Finished,
     reporter: Reporter,
-) -> dict[str, Measured]:
+) -> Measurement:
     """Measure every row.
 
     Args:
@@ -62,29 +93,72 @@ def measure(
         devices: of each row, "cpu" or "cuda:N".
         batches: what is inferred, by batch size.
         section: [analyze].
+        finished: batch sizes that were measured before an interruption, all rows in turns.
         reporter: shows progress.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; the batch sizes so far are in `finished`.
     """
     measured = {name: Measured() for name in workers}
     if not workers:
-        return measured
+        return Measurement(measured)
+    resumed: dict[int, str] = {}
+    earlier_seconds = 0.0
     for size, inputs in batches.items():
-        found = measure_rows(
-            workers,
-            inputs.numpy(),
-            warmup=section.warmup,
-            iterations=section.iterations,
-            seconds=section.seconds,
-            device=any(device != "cpu" for device in devices.values()),
-            track=reporter.track,
-            description=f"latency, batch {size}",
-        )
-        for name, times in found.items():
-            measured[name].times[size] = times
+        unit = f"latency of batch {size}"
+        told = finished.get(unit)
+        if told is not None:
+            log.warning("%s was measured before", unit)
+            resumed[size] = told["ended"]
+            earlier_seconds += told["seconds"]
+            for worker in workers.values():
+                worker.bind(inputs.numpy())  # for what is measured besides
+        else:
+            with finishing(unit):
+                told = _in_turns(workers, inputs, devices, section, reporter, size)
+                finished.add(unit, told)
+        for name, row in measured.items():
+            row.times[size] = _row_times(told["rows"][name])
+            row.take_memory(told["memory"][name])
     _energy(workers, devices, measured, section, reporter)
     for name, worker in workers.items():
-        measured[name].memory = worker.memory()
+        measured[name].take_memory(worker.memory())
         measured[name].kernels_ms = worker.kernel_times_ms(section.iterations)
-    return measured
+    return Measurement(measured, resumed, earlier_seconds)
+
+
+def _in_turns(
+    workers: Mapping[str, Worker],
+    inputs: Tensor,
+    devices: Mapping[str, str],
+    section: AnalyzeSection,
+    reporter: Reporter,
+    size: int,
+) -> dict[str, Any]:
+    """Time a batch on all rows; returns values that JSON has."""
+    start = time.perf_counter()
+    found = measure_rows(
+        workers,
+        inputs.numpy(),
+        warmup=section.warmup,
+        iterations=section.iterations,
+        seconds=section.seconds,
+        device=any(device != "cpu" for device in devices.values()),
+        track=partial(reporter.track, unit="round"),
+        description=f"latency, batch {size}",
+    )
+    return {
+        "rows": {name: asdict(times) for name, times in found.items()},
+        "memory": {name: worker.memory() for name, worker in workers.items()},
+        "seconds": time.perf_counter() - start,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _row_times(told: Mapping[str, Any]) -> RowTimes:
+    gpu = told["gpu"]
+    state = GpuState(**{**gpu, "limits": tuple(gpu["limits"])}) if gpu else None
+    return RowTimes(told["wall"], told["device"], state)
 
 
 def _energy(
@@ -100,5 +174,5 @@ def _energy(
         return
     with reporter.spinner("power without work"):
         idle = {device: idle_power(device) for device in dict.fromkeys(devices.values())}
-    for name, worker in reporter.track(list(workers.items()), description="energy", total=len(workers)):
+    for name, worker in reporter.track(list(workers.items()), description="energy", total=len(workers), unit="row"):
         measured[name].energy = worker.energy(idle[devices[name]])

@@ -25,6 +25,7 @@ from maseRT.onnxrt.quantizers import StaticSettings, optimize, preprocess, quant
 from maseRT.records import sha256
 from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, set_up
+from maseRT.steps.resume import Finished
 from maseRT.steps.table import Context, StepResult
 from maseRT.steps.targets import calibration_feeds, write_form
 from maseRT.workspace import atomic_path, write_json
@@ -83,15 +84,19 @@ def run(context: Context) -> StepResult:
     setting = set_up(context)
     device, chosen = _choose_device(context, setting, section)
     work = Work(context, setting, section, device, session_settings(context, section))
+    workspace = context.workspace
+    finished = Finished(workspace.unfinished("onnxruntime"), key={**context.key, "device": device}, step="onnxruntime")
     made: dict[str, Any] = {}
     rows: list[tuple[str, ...]] = [HEADER]
     for mode in section.modes:
-        with context.reporter.spinner(f"onnxruntime: {mode}"):
-            made[mode], row = _make(work, mode)
-        rows.append(row)
+        made[mode], row = finished.once(
+            f"onnxruntime mode {mode}", workspace.onnxrt_model(mode), partial(_make, work, mode)
+        )
+        write_json(workspace.onnxrt_sidecar(mode), made[mode])
+        rows.append(tuple(row))
     summary = {"device": device, "device_chosen": chosen, "modes": made}
-    write_json(context.workspace.onnxruntime, summary)
-    workspace = context.workspace
+    write_json(workspace.onnxruntime, summary)
+    finished.clear()
     outputs = [
         path for mode in section.modes for path in (workspace.onnxrt_model(mode), workspace.onnxrt_sidecar(mode))
     ]
@@ -117,12 +122,12 @@ def session_settings(context: Context, section: OnnxRuntimeSection) -> SessionSe
 
 
 def _make(work: Work, mode: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Make one mode's model and its sidecar; returns what the sidecar holds, and the row for the console."""
-    workspace = work.context.workspace
-    path = workspace.onnxrt_model(mode)
-    made = _MODES[mode](work, path)
-    kernels = kernels_of(path, work.device, work.settings)
-    agreed = _agreement(work, path)
+    """Make one mode's model; returns what its sidecar holds, and the row for the console."""
+    path = work.context.workspace.onnxrt_model(mode)
+    with work.context.reporter.spinner(f"onnxruntime: {mode}"):
+        made = _MODES[mode](work, path)
+        kernels = kernels_of(path, work.device, work.settings)
+        agreed = _agreement(work, path)
     sidecar = {
         "mode": mode,
         "device": work.device,
@@ -134,7 +139,6 @@ def _make(work: Work, mode: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         "changes": list(made.changes),
         **made.details,
     }
-    write_json(workspace.onnxrt_sidecar(mode), sidecar)
     described = kernels.describe() if kernels else "compiled by the provider"
     return sidecar, (mode, described, agreed.describe(), f"{path.stat().st_size / 1e6:.2f} MB")
 

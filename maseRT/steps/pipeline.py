@@ -147,6 +147,8 @@ class Run:
         key = self._key(step)
         # From here on the old result no longer counts: a killed step must not look complete.
         self.workspace.record(step.name).unlink(missing_ok=True)
+        if self.force:
+            self.workspace.forget(step.name)
         start = time.perf_counter()
         with log_file(self.workspace.log(step.name)):
             log.info("%s: runs (%s)", step.name, why)

@@ -146,7 +146,9 @@ def sensitivity(context: Context, setting: Setting, section: AnalyzeSection) -> 
     histograms = _histograms(context)
     groups = tensors_by_layer(plan, amax)
     costs = []
-    for layer, names in context.reporter.track(groups.items(), description="sensitivity", total=len(groups)):
+    for layer, names in context.reporter.track(
+        groups.items(), description="sensitivity", total=len(groups), unit="layer"
+    ):
         with only_quantized(model, names):
             metrics = evaluated()
         sqnr = expected_sqnr_db(names, histograms, amax)
