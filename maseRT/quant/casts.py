@@ -20,6 +20,8 @@ from maseRT.quant.sites import set_precisions
 
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
+_Made = dict[tuple[nn.Parameter, torch.dtype], nn.Parameter]
+
 
 def set_float_precisions(model: nn.Module, plan: Plan) -> None:
     """Give every layer and operation its float type, in place. Quantizers keep their ranges in float32."""
@@ -28,12 +30,13 @@ def set_float_precisions(model: nn.Module, plan: Plan) -> None:
         return
     layers = {layer.name: model.get_submodule(layer.name) for layer in plan.layers}
     inside = {module for layer in layers.values() for module in layer.modules()}
+    made: _Made = {}
     for module in model.modules():
         if module not in inside and not isinstance(module, Quantizer):
-            _convert(module, DTYPES[plan.float])
+            _convert(module, DTYPES[plan.float], made)
     for layer in plan.layers:
         module = layers[layer.name]
-        _convert_all(module, DTYPES[layer.float])
+        _convert_all(module, DTYPES[layer.float], made)
         module.register_forward_pre_hook(functools.partial(_cast_inputs, DTYPES[layer.float]), with_kwargs=True)
         module.register_forward_hook(functools.partial(_cast_output, DTYPES[plan.output_of(layer.name)]))
 
@@ -46,18 +49,23 @@ def set_float_precisions(model: nn.Module, plan: Plan) -> None:
     model.register_forward_hook(functools.partial(_cast_output, torch.float32))
 
 
-def _convert_all(module: nn.Module, dtype: torch.dtype) -> None:
-    _convert(module, dtype)
+def _convert_all(module: nn.Module, dtype: torch.dtype, made: _Made) -> None:
+    _convert(module, dtype, made)
     for name, child in module.named_children():
         if not name.endswith(SUFFIX):
-            _convert_all(child, dtype)
+            _convert_all(child, dtype, made)
 
 
-def _convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """Change the type of a module's own floating-point parameters and buffers; quantizers and submodules stay."""
-    for parameter in module._parameters.values():
-        if parameter is not None and parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+def _convert(module: nn.Module, dtype: torch.dtype, made: _Made) -> None:
+    """Change the type of a module's own floating-point parameters and buffers; quantizers and submodules stay.
+
+    Layers that share a parameter still do where they have one type. `made` holds the new parameters.
+    """
+    for name, parameter in list(module._parameters.items()):
+        if parameter is not None and parameter.is_floating_point() and parameter.dtype != dtype:
+            if (parameter, dtype) not in made:
+                made[parameter, dtype] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+            setattr(module, name, made[parameter, dtype])
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.is_floating_point():
             module._buffers[name] = buffer.to(dtype)

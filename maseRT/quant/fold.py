@@ -67,14 +67,8 @@ def fold_batchnorm(model: nn.Module, layer_name: str, batchnorm_name: str) -> No
     reason = fold_refusal(layer, batchnorm)
     if reason is not None:
         raise UsageError(f"{batchnorm_name} cannot be folded into {layer_name}: {reason}", where="plan")
-    weight, bias = folded(layer, batchnorm)
-    with torch.no_grad():
-        layer.get_parameter("weight").copy_(weight)
-    if isinstance(layer.bias, nn.Parameter):
-        with torch.no_grad():
-            layer.bias.copy_(bias)
-    else:
-        layer.bias = nn.Parameter(bias)
+    # New parameters, not new values of the old ones: those may be another layer's too.
+    layer.weight, layer.bias = map(nn.Parameter, folded(layer, batchnorm))
     parent, _, child = batchnorm_name.rpartition(".")
     rest = nn.Sequential(OrderedDict(batchnorm.named_children())) if applies_activation(batchnorm) else nn.Identity()
     setattr(model.get_submodule(parent), child, rest.train(batchnorm.training))

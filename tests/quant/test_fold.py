@@ -52,6 +52,16 @@ def test_the_folded_weights_are_known_without_changing_the_layer() -> None:
     assert torch.equal(layer.bias, bias)
 
 
+def test_a_weight_that_another_layer_shares_stays_as_it_is_there() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), lively(nn.BatchNorm1d(6)), nn.Linear(6, 6), lively(nn.BatchNorm1d(6))).eval()
+    net[2].weight = net[0].weight
+    x = torch.randn(5, 6)
+    before = net(x)
+    fold_batchnorm(net, "0", "1")
+    fold_batchnorm(net, "2", "3")
+    torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
+
+
 class ActivatedBatchNorm(nn.BatchNorm2d):
     """A BatchNorm with an activation inside, as libraries of models have it."""
 
