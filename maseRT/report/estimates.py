@@ -50,7 +50,7 @@ def ratio(before: Estimate, after: Estimate) -> Estimate:
 
 def _log(estimate: Estimate) -> Estimate:
     found = estimate.interval
-    if found is None or found.low <= 0:
+    if found is None or min(found.low, found.high) <= 0:
         return Estimate(math.log(estimate.value))
     return Estimate(math.log(estimate.value), Interval(low=math.log(found.low), high=math.log(found.high)))
 

@@ -73,7 +73,9 @@ def _read(file: Path) -> Any:
     except OSError as error:
         raise StepError(f"cannot be read: {error.strerror or error}", where=str(file)) from error
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        found = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        json.dumps(found, ensure_ascii=False).encode()  # an escape may stand for half a character
+        return found
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         if text.lstrip()[:1] not in ("{", "["):

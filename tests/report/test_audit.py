@@ -624,3 +624,14 @@ def test_a_report_is_judged_without_torch():
     code = f"import sys; from maseRT.report import {modules}; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_an_impossible_accuracy_of_few_classes_is_an_error():
+    """There is no top-5 accuracy to compare it with."""
+
+    def spoil(raw):
+        values = row(raw, "torch-int8")["metrics"]["values"]
+        del values["top5"]
+        values["accuracy"] = 1.5
+
+    assert "shares" in {finding.check for finding in audit(report(spoil=spoil))}

@@ -22,7 +22,9 @@ def test_a_share_at_the_end_stays_within_0_and_1(hits, samples):
 
 def test_estimates_without_intervals_have_a_difference_without_one():
     assert difference(Estimate(1.0), Estimate(3.0, Interval(low=2, high=4))) == Estimate(2.0)
-    assert ratio(Estimate(2.0, Interval(low=0, high=4)), Estimate(3.0, Interval(low=2, high=4))).interval is None
+    sound = Estimate(3.0, Interval(low=2, high=4))
+    assert ratio(Estimate(2.0, Interval(low=0, high=4)), sound).interval is None
+    assert ratio(Estimate(2.0, Interval(low=1, high=-4)), sound).interval is None
 
 
 def test_the_intervals_cover_the_truth_in_19_of_20_pairs():

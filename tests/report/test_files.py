@@ -58,6 +58,7 @@ def test_a_runs_folder_stands_for_its_report(tmp_path):
         ("12", UsageError, "JSON number"),
         ('{"a": 1}', UsageError, "no report: it has no schema_version"),
         ('{"schema_version": 2, "run": ', StepError, "damaged"),
+        ('{"schema_version": 2, "run": "half \\ud800"}', StepError, "surrogates not allowed"),
         ('{"schema_version": 2, "wall_seconds": NaN}', StepError, "NaN is no number"),
         ('{"schema_version": 2, "wall_seconds": 1e999}', StepError, "1e999 is no number"),
         ("[" * 100_000, StepError, "too deeply nested"),

@@ -1,10 +1,12 @@
 """masert report, compare and audit, and what gates and findings do to the end of analyze."""
 
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -75,6 +77,49 @@ def test_a_sound_report_passes_the_audit(run_folder):
     result = invoke("audit", run_folder(), "--strict")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "nothing contradicts itself" in result.stdout
+
+
+def places(value: object, *path: object) -> Iterator[tuple[object, ...]]:
+    """Yield the paths of all values within one."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield (*path, key)
+        yield from places(one, *path, key)
+
+
+def edit(raw: dict, rng: random.Random) -> None:
+    """Change a value as a person could who edits the file, most often to one of the same type."""
+    *path, key = rng.choice(list(places(raw)))
+    target: Any = raw
+    for step in path:
+        target = target[step]
+    value = target[key]
+    if rng.random() < 0.2:
+        del target[key]
+    elif isinstance(value, float):
+        target[key] = rng.choice([0.0, -value, value * 1e9, 1e308, -1e308, 5e-324])
+    elif isinstance(value, int) and not isinstance(value, bool):
+        target[key] = rng.choice([0, -value, 2**63])
+    elif isinstance(value, str):
+        target[key] = rng.choice(["", "torch-fp32", "<script>", "a|b\n# c", "\0", "\ud800", "x" * 5000])
+    else:
+        target[key] = rng.choice([None, [], {}, 1.0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_report_that_was_edited_by_hand_is_a_bug(run_folder, tmp_path, seed):
+    rng = random.Random(seed)
+    sound = run_folder("sound")
+    for number in range(12):
+        edited = run_folder(f"edited-{number}", lambda raw: [edit(raw, rng) for _ in range(rng.choice([1, 2, 4]))])
+        for arguments in (
+            ("audit", edited, "--junit", tmp_path / "junit.xml"),
+            ("report", edited),
+            ("compare", "--allow-different-methods", sound, edited),
+        ):
+            result = invoke(*arguments)
+            file = edited / "json/report.json"
+            assert result.exit_code != ExitCode.BUG, f"{arguments[0]}: {result.stderr}\n{file.read_text()}"
 
 
 def test_an_error_ends_the_audit_with_5(run_folder, tmp_path):

@@ -41,7 +41,7 @@ def shares(report: Report) -> Iterator[Told]:
         for name in _SHARES:
             if name in values and not -FLOAT32 <= values[name] <= 1 + FLOAT32:
                 yield error(f"{prefix}{name} is {values[name]:g}, no share between 0 and 1", row)
-        if values.get("top5", 1.0) < values.get("accuracy", 0.0) - FLOAT32:
+        if {"top5", "accuracy"} <= values.keys() and values["top5"] < values["accuracy"] - FLOAT32:
             yield error(f"{prefix}top-5 accuracy {values['top5']:g} is below accuracy {values['accuracy']:g}", row)
 
 
