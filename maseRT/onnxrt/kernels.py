@@ -111,6 +111,8 @@ def count_kernels(optimized: ModelProto) -> Kernels:
 def kernels_of(artifact: Path, device: str, settings: SessionSettings) -> Kernels | None:
     """Load an ONNX file on a device and count the kernels; None where the provider compiles the graph into its own.
 
+    The session is not the one that is measured: one that writes its graph down keeps the weights in memory once more.
+
     Raises:
         StepError: onnxruntime cannot load the file.
     """
