@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -91,6 +92,9 @@ class TrainSection(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
 
 
+_SELECTORS = {"name", "regex", "type", "first", "last"}
+
+
 class LayerRule(Section):
     """Selects layers; every selector given must hold, and the first rule that matches a layer decides."""
 
@@ -109,8 +113,6 @@ class LayerRule(Section):
     @field_validator("regex")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
-        import re
-
         if value is not None:
             try:
                 re.compile(value)
@@ -120,10 +122,14 @@ class LayerRule(Section):
 
     def describe(self) -> str:
         """Return the rule as it stands in the file, such as `name = "conv1"`."""
-        given = self.model_dump(exclude_none=True, include={"name", "regex", "type", "first", "last"})
+        given = self.model_dump(exclude_none=True, include=_SELECTORS)
         return ", ".join(
             f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}" for key, value in given.items()
         )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the rule says about the layers that it selects."""
+        return self.model_dump(exclude=_SELECTORS)
 
 
 class PrecisionRule(LayerRule):
@@ -152,7 +158,7 @@ class Percentile(Section):
 
 
 def _kind_of_method(value: Any) -> str:
-    """Tell which form an entry has, so that only that form's mistakes are reported."""
+    """Return the tag of the form that an entry has, so that only the mistakes against that form are reported."""
     if isinstance(value, str):
         return "Name"
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
@@ -165,7 +171,7 @@ Method = Annotated[_MethodName | _Percentile, Discriminator(_kind_of_method)]
 
 
 class MethodRule(LayerRule):
-    """One per-layer entry of [calibrate] methods: these layers use this method in every candidate."""
+    """An entry of [calibrate] methods for some layers: they use this method, whichever the other layers use."""
 
     method: Method
 
@@ -190,7 +196,7 @@ class CalibrateSection(Section):
     @field_validator("methods", mode="before")
     @classmethod
     def _spread_percentiles(cls, value: Any) -> Any:
-        """{ percentile = [99.9, 99.99] } means one method for each."""
+        """Replace { percentile = [99.9, 99.99] } by one method for each percentile."""
         if not isinstance(value, list | tuple):
             return value
         spread: list[Any] = []
@@ -399,6 +405,18 @@ class GateSection(Section):
     max_energy_mj: Rate | None = Field(None, description="Millijoules per sample, all power counted.")
 
 
+_NEEDS = {
+    "calibrate": "quantize",
+    "finetune": "calibrate",
+    "export": "quantize",
+    "build_engine": "export",
+    "onnxruntime": "export",
+    "analyze": "quantize",
+    "gate": "analyze",
+}
+"""Section -> the one whose results it uses."""
+
+
 class Config(Section):
     """One run."""
 
@@ -416,30 +434,33 @@ class Config(Section):
     gate: GateSection | None = None
 
     @model_validator(mode="after")
-    def _sections_fit(self) -> Self:
-        needs = {
-            "calibrate": "quantize",
-            "finetune": "calibrate",
-            "export": "quantize",
-            "build_engine": "export",
-            "onnxruntime": "export",
-            "analyze": "quantize",
-            "gate": "analyze",
-        }
-        for name, needed in needs.items():
+    def _needed_sections_are_there(self) -> Self:
+        for name, needed in _NEEDS.items():
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise ValueError(f"[{name.replace('_', '-')}] needs [{needed}]: add it")
+        return self
+
+    @model_validator(mode="after")
+    def _free_dimensions_have_sizes(self) -> Self:
         free = [name for name in (self.export.dynamic if self.export else ()) if name != "batch"]
         if free and self.build_engine is not None and not self.build_engine.profiles:
             raise ValueError(
                 f"[export] dynamic leaves the {' and '.join(free)} free: give the sizes in [build-engine] profiles, "
                 "such as [{ input = { min = [1, 3, 64, 64], opt = [16, 3, 224, 224], max = [16, 3, 512, 512] } }]"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_learns_ranges(self) -> Self:
         if self.finetune and self.finetune.learned_amax and self.quantize and self.quantize.backend != "native":
             raise ValueError(
                 '[finetune] learned_amax needs [quantize] backend = "native": pytorch-quantization learns two bounds, '
                 "which no symmetric Q/DQ pair holds"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_come_from_somewhere(self) -> Self:
         if self.train is None and self.model.checkpoint is None and not self.model.random_weights:
             raise ValueError(
                 "there are no weights: give [model] checkpoint, or [train], or random_weights = true for benchmarks"

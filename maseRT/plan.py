@@ -1,28 +1,26 @@
-"""The plan: which precision every layer and operation of a model gets, where Q/DQ pairs go, and why. Needs no torch."""
+"""The plan: the precision of every layer and operation of a model, where Q/DQ pairs go, and why. Needs no torch."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from maseRT.config import LayerRule
 from maseRT.errors import UsageError, did_you_mean
 from maseRT.precision import Precision, QuantSpec
 
 INPUT = "@input"
+"""Stands for the model's input among the names of layers and operations."""
 OUTPUT = "@output"
+"""Stands for the model's output, likewise."""
 
 NO_BF16_FORM = "ONNX has no BF16 form of it before opset 22"
-"""How the reason of a layer or operation ends that was asked for BF16 and is exported in FP32."""
+"""The end of the reason of a layer or operation for which BF16 was asked, and which is exported in FP32."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer (a module without planned modules inside).
+    """One layer: a module that has no other planned modules inside.
 
     Attributes:
         name: its path in the model; for a shared layer the first one.
@@ -32,7 +30,7 @@ class LayerPlan:
         input: how its activations are quantized; None leaves them float.
         reason: which rule, default or placement decision gave it this precision.
         float: the type of its parameters, scales and output, also when it is INT8.
-        weighted: it counts for a rule's `first` and `last`.
+        weighted: whether the selectors `first` and `last` of rules count it.
         aliases: the other paths of a shared layer.
     """
 
@@ -57,7 +55,7 @@ class OperationPlan:
         op: the function without underscores: `+`, `+=`, torch.add and Tensor.add_ are all "add".
         index: how many calls of this op precede it within one forward of the owner.
         precision: what it computes in; never INT8 (an INT8 operation is a site: Q/DQ pairs on its operands).
-        reason: which rule or default decided.
+        reason: which rule or default gave it this precision.
     """
 
     name: str
@@ -103,12 +101,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class ResidualAdd:
-    """An addition of a shortcut.
+    """The addition at the end of a residual block.
 
     Attributes:
         operation: the operation's name.
-        layer: the convolution or linear layer whose output is added right away, so that a compiler fuses the addition.
-        skip: the other operand.
+        layer: the convolution or linear layer whose output it adds directly, so that a compiler fuses the two.
+        skip: the index of the other operand, the shortcut.
     """
 
     operation: str
@@ -122,7 +120,7 @@ class Plan:
 
     Attributes:
         model: the model's name.
-        float: precision of everything that is not INT8.
+        float: the default precision of everything that is not INT8.
         placement: the preset that placed the Q/DQ pairs.
         backend: whose quantizer modules are used.
         layers: every layer, in the order of execution.
@@ -131,11 +129,11 @@ class Plan:
         sites: operands of operations that are quantized.
         ties: groups of amax names that share one range.
         nonnegative: amax names of tensors that are never negative, quantized by this plan or not.
-        residual_adds: additions of a shortcut, for targets that want more of their operands quantized.
+        residual_adds: additions of residual blocks, for targets that need both of their operands quantized.
         global_pools: amax names of the inputs of poolings over the whole image.
-        flow: (producer, consumer) pairs of layers and operations, with INPUT and OUTPUT for the model's own ends and
-            operations that only reshape left out. Empty when the model was not traced.
-        notes: what was lost or left out, and why.
+        flow: (producer, consumer) pairs of layers and operations, from INPUT to OUTPUT. Operations that only reshape
+            are left out. Empty when the model could not be traced.
+        notes: what was left out, and why.
     """
 
     model: str
@@ -151,7 +149,7 @@ class Plan:
     residual_adds: tuple[ResidualAdd, ...] = ()
     global_pools: tuple[str, ...] = ()
     flow: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, LayerPlan]:
@@ -159,7 +157,7 @@ class Plan:
 
     @cached_property
     def _floats(self) -> dict[str, Precision]:
-        """The type of what each node of the flow hands on before any cast."""
+        """The type of the result of each node of the flow, before any cast."""
         floats = {layer.name: layer.float for layer in self.layers}
         floats |= {operation.name: operation.precision for operation in self.operations}
         return {**floats, INPUT: Precision.FP32, OUTPUT: Precision.FP32}
@@ -173,7 +171,7 @@ class Plan:
 
     @property
     def has_int8(self) -> bool:
-        """Whether there is anything to calibrate and to fine-tune."""
+        """Whether any layer is INT8, so that there is something to calibrate and fine-tune."""
         return any(layer.precision is Precision.INT8 for layer in self.layers)
 
     def of(self, name: str) -> LayerPlan:
@@ -188,11 +186,16 @@ class Plan:
             near = did_you_mean(name, list(self._by_name))
             raise UsageError(f"no layer '{name}' in the plan of {self.model}{near}", where="plan") from None
 
-    def output_of(self, name: str) -> Precision:
-        """Return the type in which a layer, an operation or INPUT hands its result on.
+    def owner_of(self, amax: str) -> str:
+        """Return the layer or operation that an amax name belongs to: `lstm` for `lstm.weight_ih_l0`."""
+        names = [*self._by_name, *(operation.name for operation in self.operations)]
+        return max((name for name in names if amax.startswith(f"{name}.")), key=len, default=amax)
 
-        That is its own type or that of the region around it, whichever takes fewer casts: every reader casts what has
-        another type than its own.
+    def output_of(self, name: str) -> Precision:
+        """Return the type of the tensor that a layer, an operation or INPUT passes to its readers.
+
+        That is its own type or the plan's `float`, whichever takes fewer casts: each reader with another type casts the
+        tensor, and the producer casts its result if the tensor does not have its own type.
         """
         own = self._floats[name]
         readers = [self._floats[reader] for reader in self._consumers.get(name, ())]
@@ -201,10 +204,10 @@ class Plan:
         return own if kept < cast or (kept == cast and own in readers) else self.float
 
     def with_precision(self, name: str, precision: Precision, reason: str) -> Plan:
-        """Return the plan with another float precision for one layer or operation, and what follows from that.
+        """Return the plan with another float precision for one layer or operation.
 
-        An INT8 layer stops being quantized; so do the operands of the addition that it was fused with, and its ranges
-        leave their ties.
+        An INT8 layer is not quantized any more. Neither are the operands of the addition that was fused with it, and
+        their ranges leave the ties.
 
         Raises:
             UsageError: no such layer or operation, or the precision is INT8.
@@ -230,7 +233,7 @@ class Plan:
         return replace(self, layers=layers, sites=sites, ties=ties)
 
     def with_float(self, name: str, precision: Precision, reason: str) -> Plan:
-        """Return the plan with another type for a layer's parameters, scales and output; an INT8 layer stays INT8.
+        """Return the plan with another `float` for one layer or operation; an INT8 layer stays INT8.
 
         Raises:
             UsageError: no such layer or operation, or the precision is INT8.
@@ -242,7 +245,7 @@ class Plan:
         return replace(self, layers=tuple(new if entry is layer else entry for entry in self.layers))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, lists and strings."""
+        """Return plain values for JSON."""
         document = asdict(self)
         return {key: _plain(value) for key, value in document.items()}
 
@@ -251,7 +254,7 @@ class Plan:
         """Read what `to_json` wrote.
 
         Raises:
-            UsageError: the document is no plan.
+            UsageError: the document is not a plan.
         """
         try:
             fields = dict(document)
@@ -295,115 +298,3 @@ def _layer(document: dict[str, Any]) -> LayerPlan:
             "aliases": tuple(document["aliases"]),
         }
     )
-
-
-def first_matches(
-    rules: Sequence[LayerRule], layers: Sequence[LayerPlan], *, where: str, others: Iterable[str] = ()
-) -> dict[str, int]:
-    """Return, per layer name, the index of the first rule that selects it; layers that no rule selects are left out.
-
-    Args:
-        rules: the rules, in the order of the file.
-        layers: every layer, in the order of execution.
-        where: the config key of the rules, for messages.
-        others: names that are no layers (operations); a rule with a name or regex alone selects them too.
-
-    Raises:
-        UsageError: a rule selects nothing, or two names of a shared layer fall under different rules.
-    """
-    named = list(others)
-    found: dict[str, int] = {}
-    for index, rule in enumerate(rules):
-        hit = {
-            layer.name: [n for n in (layer.name, *layer.aliases) if _selects(rule, n, layer, layers)]
-            for layer in layers
-        }
-        hit_others = [name for name in named if _is_by_name(rule) and _names(rule, name)]
-        if not hit_others and not any(hit.values()):
-            raise _no_match(rule, layers, where=f"{where}[{index}]")
-        for layer in layers:
-            names = (layer.name, *layer.aliases)
-            if hit[layer.name] and layer.name not in found:
-                if len(hit[layer.name]) < len(names):
-                    _refuse_conflict(rules, index, layer, hit[layer.name], layers, where=where)
-                found[layer.name] = index
-        for name in hit_others:
-            found.setdefault(name, index)
-    return found
-
-
-def matching_layers(plan: Plan, rule: LayerRule, *, where: str) -> list[LayerPlan]:
-    """Return the layers of a plan that one rule selects, in the order of execution.
-
-    Raises:
-        UsageError: it selects none.
-    """
-    found = [
-        layer
-        for layer in plan.layers
-        if any(_selects(rule, name, layer, plan.layers) for name in (layer.name, *layer.aliases))
-    ]
-    if not found:
-        raise _no_match(rule, plan.layers, where=where)
-    return found
-
-
-def _selects(rule: LayerRule, name: str, layer: LayerPlan, layers: Sequence[LayerPlan]) -> bool:
-    if not _names(rule, name) or rule.type not in (None, layer.type):
-        return False
-    if rule.first is None and rule.last is None:
-        return True
-    weighted = [entry.name for entry in layers if entry.weighted]
-    if rule.first is not None and layer.name not in weighted[: rule.first]:
-        return False
-    return rule.last is None or layer.name in weighted[-rule.last :]
-
-
-def _is_by_name(rule: LayerRule) -> bool:
-    return rule.type is None and rule.first is None and rule.last is None
-
-
-def _names(rule: LayerRule, name: str) -> bool:
-    if rule.name is not None and not fnmatchcase(name, rule.name):
-        return False
-    return rule.regex is None or re.fullmatch(rule.regex, name) is not None
-
-
-def _refuse_conflict(
-    rules: Sequence[LayerRule],
-    index: int,
-    layer: LayerPlan,
-    hit: list[str],
-    layers: Sequence[LayerPlan],
-    *,
-    where: str,
-) -> None:
-    """Raise when another name of a shared layer falls under a rule that says something else."""
-    told = rules[index].model_dump(exclude={"name", "regex", "type", "first", "last"})
-    for other in {layer.name, *layer.aliases} - set(hit):
-        later = next((rule for rule in rules[index + 1 :] if _selects(rule, other, layer, layers)), None)
-        if later is not None and later.model_dump(exclude={"name", "regex", "type", "first", "last"}) != told:
-            raise UsageError(
-                f"'{hit[0]}' and '{other}' are one shared layer, but the rules {rules[index].describe()} and "
-                f"{later.describe()} tell them different things",
-                where=where,
-                fix="give both names the same",
-            )
-
-
-def _no_match(rule: LayerRule, layers: Sequence[LayerPlan], *, where: str) -> UsageError:
-    if rule.type is not None and rule.type not in {layer.type for layer in layers}:
-        hint = did_you_mean(rule.type, sorted({layer.type for layer in layers}))
-    else:
-        names = [name for layer in layers for name in (layer.name, *layer.aliases)]
-        inside = [name for name in names if rule.name and name.startswith(f"{rule.name}.")]
-        hint = f"; did you mean '{rule.name}.*'?" if inside else did_you_mean(rule.name or rule.regex or "", names)
-    return UsageError(
-        f"the rule {rule.describe()} matches no layer{hint}", where=where, fix="correct or remove the rule"
-    )
-
-
-def owner_of(plan: Plan, amax: str) -> str:
-    """Return the layer or operation that an amax name belongs to: `lstm` for `lstm.weight_ih_l0`."""
-    names = [*plan._by_name, *(operation.name for operation in plan.operations)]
-    return max((name for name in names if amax.startswith(f"{name}.")), key=len, default=amax)

@@ -16,8 +16,9 @@ LAYERS = [
     },
     {"steps"},
     {
-        "quant", "runtimes", "plan", "models", "data", "measure", "report", "onnx_export", "onnx_translations",
-        "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor", "scaffold", "receipt",
+        "quant", "runtimes", "plan", "layer_rules", "models", "data", "measure", "report", "onnx_export",
+        "onnx_translations", "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor",
+        "scaffold", "receipt",
         "tasks", "energy", "nvml", "onnx_compat", "blame", "workers", "intervals", "drift", "bisection", "onnx_outputs",
     },
     {

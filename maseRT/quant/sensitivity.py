@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from maseRT.plan import Plan, owner_of
+from maseRT.plan import Plan
 from maseRT.quant.histogram import Histogram
 from maseRT.quant.quantizer import amax_name, quantizers, quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
@@ -22,7 +22,7 @@ def tensors_by_layer(plan: Plan, names: Iterable[str]) -> dict[str, list[str]]:
     fused = {add.operation: add.layer for add in plan.residual_adds}
     groups: dict[str, list[str]] = {}
     for name in names:
-        owner = owner_of(plan, name)
+        owner = plan.owner_of(name)
         groups.setdefault(fused.get(owner, owner), []).append(name)
     return groups
 

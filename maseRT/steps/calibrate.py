@@ -17,7 +17,8 @@ from maseRT.data import calibration_subset, loader
 from maseRT.errors import UsageError
 from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
-from maseRT.plan import Plan, matching_layers, owner_of
+from maseRT.layer_rules import matching_layers
+from maseRT.plan import Plan
 from maseRT.quant import keep_in_fp32, observed_overflow
 from maseRT.quant.bias_correction import correct_biases, restore_biases
 from maseRT.quant.calibrators import Method, amax_from_histograms
@@ -150,7 +151,7 @@ def _methods(
             continue
         method = Method.of(entry)
         candidates[method.name] = {
-            tensor: fixed.get(owner_of(plan, tensor), weights if is_weight(tensor) else method) for tensor in histograms
+            tensor: fixed.get(plan.owner_of(tensor), weights if is_weight(tensor) else method) for tensor in histograms
         }
     return candidates
 
@@ -218,7 +219,7 @@ def _calibration_inputs(context: Context, setting: Setting, section: CalibrateSe
 def _layers_sqnr_db(plan: Plan, histograms: Mapping[str, Histogram], amax: Mapping[str, Tensor]) -> dict[str, float]:
     operands: dict[str, list[float]] = {}
     for tensor, value in amax.items():
-        operands.setdefault(owner_of(plan, tensor), []).append(sqnr_db(histograms[tensor], value))
+        operands.setdefault(plan.owner_of(tensor), []).append(sqnr_db(histograms[tensor], value))
     return {layer: layer_sqnr_db(values) for layer, values in operands.items()}
 
 
