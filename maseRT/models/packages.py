@@ -96,6 +96,8 @@ def _from_transformers(
         config = transformers.AutoConfig.for_model(name, **settings)
     else:
         config = transformers.AutoConfig.from_pretrained(name, **settings)
+    if getattr(config, "architectures", None) is None:
+        config.architectures = []  # which transformers goes through where a type has several classifiers
     for task in ("ImageClassification", "SequenceClassification", "AudioClassification"):
         auto = getattr(transformers, f"AutoModelFor{task}")
         if type(config) in auto._model_mapping:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from maseRT.errors import UsageError
-from maseRT.quant.layers import LAYERS
+from maseRT.quant.layers import kind_of
+from maseRT.quant.own_code import base_of
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -21,7 +22,9 @@ def applies_activation(batchnorm: nn.Module) -> bool:
 
 def fold_refusal(layer: nn.Module, batchnorm: nn.Module) -> str | None:
     """Say why a BatchNorm cannot become part of a layer whose output it reads, or None when it can."""
-    kind = LAYERS.get(type(layer))
+    kind = kind_of(layer)
+    if kind is not None and not kind.folds_batchnorm and base_of(layer) is not None:
+        return f"{type(layer).__name__} computes its weight or bias"
     if kind is None or not kind.folds_batchnorm:
         return f"it follows a {type(layer).__name__}"
     if isinstance(batchnorm, BATCHNORMS) and type(batchnorm) not in BATCHNORMS and not applies_activation(batchnorm):

@@ -8,7 +8,7 @@ from torch import nn
 
 from maseRT.plan import LayerPlan, OperationPlan
 from maseRT.precision import Precision
-from maseRT.quant.layers import LAYERS, operands
+from maseRT.quant.layers import kind_of, operands
 from maseRT.quant.placement import RECURRENT
 from maseRT.quant.trace import Graph, Kind, Node, is_layer, is_reshaping, module_names
 
@@ -71,6 +71,6 @@ def _is_listed(module: nn.Module) -> bool:
 
 
 def _is_weighted(module: nn.Module) -> bool:
-    if type(module) in LAYERS:
+    if kind_of(module) is not None:
         return any(operand.role == "weight" for operand in operands(module))
     return isinstance(module, _WEIGHTED)

@@ -7,7 +7,7 @@ stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -30,6 +30,7 @@ from maseRT.quant.convolution import (
 )
 from maseRT.quant.lstm import QuantLSTM, QuantLSTMCell, lstm_cell_operands, lstm_operands
 from maseRT.quant.operand import Operand, weight_operand
+from maseRT.quant.own_code import base_of, own_forward, store_computed, twin_of
 from maseRT.quant.quantizer import SUFFIX, Quantizer
 
 
@@ -41,11 +42,13 @@ class LayerKind:
         twin: the class that a layer of this type takes on.
         operands: the quantized tensors of a given layer, inputs first.
         folds_batchnorm: a BatchNorm behind it can become part of its weight and bias.
+        settle: what is done to a layer before it takes on the twin's class.
     """
 
     twin: type[nn.Module]
     operands: Callable[[nn.Module], tuple[Operand, ...]]
     folds_batchnorm: bool = False
+    settle: Callable[[nn.Module], None] = lambda layer: None
 
 
 LAYERS: dict[type[nn.Module], LayerKind] = {
@@ -72,7 +75,24 @@ LAYERS: dict[type[nn.Module], LayerKind] = {
     nn.LSTMCell: LayerKind(QuantLSTMCell, lstm_cell_operands),
     nn.MultiheadAttention: LayerKind(QuantMultiheadAttention, attention_operands),
 }
-"""Every layer type that can be quantized; an entry holds for exactly its type, not for subclasses."""
+"""Every layer type that can be quantized; an entry holds for exactly its type. See `kind_of` for subclasses."""
+
+
+def kind_of(layer: nn.Module) -> LayerKind | None:
+    """Return how a layer is quantized, or None where its type says nothing.
+
+    That is its type's entry. A subclass of a linear or convolution layer with a forward of its own has the operands of
+    its base where that forward comes down to one product of the same kind; see `maseRT.quant.own_code`.
+    """
+    kind = LAYERS.get(type(layer))
+    base = None if kind is not None or is_parametrized(layer) else base_of(layer)
+    if base is None:
+        return kind
+    own = own_forward(layer)
+    if own.refusal is not None:
+        return None
+    kind = replace(LAYERS[base], twin=twin_of(type(layer)), folds_batchnorm=own.is_linear)
+    return replace(kind, settle=store_computed) if own.computes else kind
 
 
 def register(
@@ -117,7 +137,7 @@ def operands(layer: nn.Module) -> tuple[Operand, ...]:
     Raises:
         StepError: the layer's type is not in the table.
     """
-    kind = LAYERS.get(type(layer))
+    kind = kind_of(layer)
     if kind is None:
         raise StepError(_unknown(layer), where=type(layer).__name__)
     return kind.operands(layer)
@@ -131,7 +151,7 @@ def default_specs(layer: nn.Module) -> tuple[QuantSpec | None, QuantSpec | None]
 
 def refusal(layer: nn.Module) -> str | None:
     """Say why a layer cannot be quantized, or None when it can."""
-    kind = LAYERS.get(type(layer))
+    kind = kind_of(layer)
     if kind is None:
         return _unknown(layer)
     reasons = (_weight_refusal(layer, operand) for operand in kind.operands(layer) if operand.role == "weight")
@@ -143,7 +163,8 @@ def _unknown(layer: nn.Module) -> str:
         return "its parameters are parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
     base = next((base for base in type(layer).__mro__ if base in LAYERS), None)
     if base is not None:
-        return f"{type(layer).__name__} is a {base.__name__} with code of its own: add a twin with quant.register"
+        why = f", and {own_forward(layer).refusal}" if base_of(layer) is not None else ""
+        return f"{type(layer).__name__} is a {base.__name__} with code of its own{why}: add a twin with quant.register"
     table = ", ".join(sorted(known.__name__ for known in LAYERS))
     return f"{type(layer).__name__} is not in the table of quantized layers ({table})"
 
@@ -187,8 +208,8 @@ def quantize_layer(
         StepError: the layer cannot be quantized; the message holds the reason.
     """
     where = name or type(layer).__name__
-    reason = refusal(layer)
-    if reason is not None:
+    kind, reason = kind_of(layer), refusal(layer)
+    if kind is None or reason is not None:
         raise StepError(f"cannot be quantized: {reason}", where=where, fix="leave it float with a rule")
     if input is not None and input.axis is not None:
         raise StepError("an activation has one scale per tensor, not one per channel", where=where)
@@ -197,7 +218,8 @@ def quantize_layer(
         spec = input if operand.role == "input" else weight
         made[operand.name] = nn.Identity() if spec is None else _made(quantizer, layer, operand, operand.resolve(spec))
     device = next((p.device for p in layer.parameters()), None)
-    layer.__class__ = LAYERS[type(layer)].twin
+    kind.settle(layer)
+    layer.__class__ = kind.twin
     for operand_name, module in made.items():
         layer.add_module(operand_name + SUFFIX, module if device is None else module.to(device))
         if isinstance(module, Quantizer):

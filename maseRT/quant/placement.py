@@ -17,7 +17,7 @@ from torch import nn
 from maseRT.plan import INPUT, OUTPUT, Fold, ResidualAdd, SitePlan
 from maseRT.precision import QuantSpec
 from maseRT.quant.fold import BATCHNORMS, applies_activation, fold_refusal
-from maseRT.quant.layers import LAYERS, operands
+from maseRT.quant.layers import kind_of, operands
 from maseRT.quant.operations import joined
 from maseRT.quant.trace import Graph, Kind, Node
 
@@ -48,6 +48,7 @@ _ACTIVATION_NAMES = """
     relu relu6 leaky_relu sigmoid tanh hardsigmoid hardswish hardtanh silu gelu elu selu softplus clamp mish
 """
 ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
+_TO_ROWS = ("flatten", "reshape", "view")
 _MAX_POOLINGS = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGE_POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 _GLOBAL_POOLINGS = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", *_AVERAGE_POOLINGS)
@@ -77,7 +78,7 @@ def find_folds(
         if reason is None and module is not None:
             reason = _fold_obstacle(graph, node, module, shared)
         if reason is None:
-            folds.append(Fold(layer=graph.nodes[_source(node)].name, batchnorm=name))
+            folds.append(Fold(layer=_normalized(graph, node).name, batchnorm=name))
         else:
             refused[name] = reason
     return folds, refused
@@ -104,9 +105,11 @@ def _other_code(graph: Graph, operation: Node, modules: Mapping[str, nn.Module])
 
 
 def _fold_obstacle(graph: Graph, batchnorm: Node, module: nn.Module, shared: frozenset[str]) -> str | None:
-    source = graph.nodes[_source(batchnorm)] if batchnorm.operands[0].source is not None else None
-    if source is None or source.kind is not Kind.LAYER or source.module is None:
+    if batchnorm.operands[0].source is None:
         return "it does not follow a layer"
+    source = _normalized(graph, batchnorm)
+    if source.kind is not Kind.LAYER or source.module is None:
+        return f"it follows {_described(source)}"
     reason = fold_refusal(source.module, module)
     if reason is not None:
         return reason
@@ -116,12 +119,47 @@ def _fold_obstacle(graph: Graph, batchnorm: Node, module: nn.Module, shared: fro
         or sum(node.name == batchnorm.name for node in graph.nodes) > 1
     ):
         return "it or the layer before it is used more than once"
-    if len(graph.readers(source.index)) > 1:
+    if any(len(_value_readers(graph, node)) > 1 for node in _way_back(graph, batchnorm)):
         return f"something else reads the output of {source.name} too"
     dimensions = 2 if isinstance(source.module, nn.Linear) else source.module.get_parameter("weight").dim()
-    if len(source.shape) != dimensions:
+    if len(batchnorm.operands[0].shape) != dimensions:
         return f"it normalizes another axis than the output channels of {source.name}"
     return None
+
+
+def _described(node: Node) -> str:
+    return {Kind.INPUT: "the model's input", Kind.OPERATION: f"the operation {node.op}"}.get(node.kind, node.name)
+
+
+def _normalized(graph: Graph, batchnorm: Node) -> Node:
+    """Return the node whose output a BatchNorm normalizes."""
+    return _way_back(graph, batchnorm)[-1]
+
+
+def _way_back(graph: Graph, batchnorm: Node) -> list[Node]:
+    """Return the nodes before a BatchNorm, up to the first that does more than hand on values with their channels.
+
+    What may lie between is an nn.Identity, and the reshape from [N, ..., C] behind a linear layer to [M, C].
+    """
+    found = [graph.nodes[_source(batchnorm)]]
+    while _keeps_channels(found[-1]) and found[-1].operands[0].source is not None:
+        found.append(graph.nodes[_source(found[-1])])
+    return found
+
+
+def _keeps_channels(node: Node) -> bool:
+    if isinstance(node.module, nn.Identity):
+        return True
+    return node.op in _TO_ROWS and len(node.shape) == 2 and node.operands[0].shape[-1:] == node.shape[-1:]
+
+
+def _value_readers(graph: Graph, node: Node) -> list[tuple[Node, int]]:
+    """Return what reads a node's values; `x.reshape_as(y)` only reads the shape of y."""
+    return [(reader, operand) for reader, operand in graph.readers(node.index) if not _is_shape(reader, operand)]
+
+
+def _is_shape(reader: Node, operand: int) -> bool:
+    return reader.op.endswith("_as") and operand == 1
 
 
 def folds_in_sequentials(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
@@ -424,7 +462,7 @@ def is_global_pool(node: Node) -> bool:
 def read_name(node: Node, operand: int) -> str | None:
     """Return the amax name of a tensor that a layer of the table reads, or None if it does not quantize that one."""
     module = node.module
-    if module is None or type(module) not in LAYERS:
+    if module is None or kind_of(module) is None:
         return None
     names = [o.name for o in operands(module) if o.role == "input"]
     if isinstance(module, nn.LSTM):  # the other ones are what it computes itself

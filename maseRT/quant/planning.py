@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from maseRT.config import PrecisionRule, QuantizeSection
 from maseRT.errors import UsageError
-from maseRT.layer_rules import first_matches
-from maseRT.plan import NO_BF16_FORM, Fold, LayerPlan, OperationPlan, Plan
+from maseRT.plan import NO_BF16_FORM, Fold, LayerPlan, OperationPlan, Plan, first_matches
 from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
+from maseRT.quant.calibrators import shortened
 from maseRT.quant.inventory import calls_of, layers_of, operations_of
 from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
 from maseRT.quant.overflow import keep_in_fp32, weights_beyond_half
+from maseRT.quant.own_code import computes_weights
 from maseRT.quant.placement import (
     POOLS,
     RECURRENT,
@@ -59,12 +61,24 @@ def make_plan(model: nn.Module, example: Tensor, section: QuantizeSection, *, mo
     return keep_in_fp32(plan, weights_beyond_half(model, plan), overflow=section.overflow)
 
 
-def _unlisted_batchnorms(names: Collection[str]) -> list[str]:
-    """Say which BatchNorms stay although no layer of the plan shows them."""
-    if not names:
-        return []
-    where = ", ".join(name or "the model" for name in sorted(names))
-    return [f"BatchNorm is not folded in {where}: it runs there in code of its own, which makes INT8 slower"]
+def _unlisted_batchnorms(unfolded: Mapping[str, str]) -> list[str]:
+    """Say which BatchNorms stay, and why, although no layer of the plan shows them."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in sorted(unfolded.items()):
+        by_reason.setdefault(reason, []).append(name or "the model")
+    return [
+        f"BatchNorm is not folded in {shortened(names)}: {reason}; it stays float, which makes INT8 slower"
+        for reason, names in by_reason.items()
+    ]
+
+
+def _with_stored_weights(layers: Iterable[nn.Module]) -> list[str]:
+    """Say which INT8 layers compute their weights: what is stored, and trained, is what they computed."""
+    counts = Counter(type(layer).__name__ for layer in layers if computes_weights(layer))
+    return [
+        f"{count} {name}: the weights that they compute become plain ones, which fine-tuning trains as they are"
+        for name, count in counts.items()
+    ]
 
 
 _LOST = (
@@ -124,7 +138,8 @@ class _Planner:
             notes=(
                 *notes,
                 *frozen_note,
-                *_unlisted_batchnorms(unfolded.keys() - choices.keys()),
+                *_unlisted_batchnorms({name: unfolded[name] for name in unfolded.keys() - choices.keys()}),
+                *_with_stored_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
                 *self._shadowed_rules(),
                 *self._without_int8(layers),
             ),

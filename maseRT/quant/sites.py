@@ -8,7 +8,7 @@ under torch.compile, and leaves the module's code as it is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,11 +47,13 @@ class _Treated:
         treatments: by operation and how many calls of it precede this one.
         functions: torch's functions of these names, each with its name and whether it writes in place.
         depth: how many submodules' forwards are running.
+        containers: names of the submodules that hold the quantizers.
     """
 
     treatments: dict[tuple[str, int], Treatment] = field(default_factory=dict)
     functions: dict[Callable[..., Any], tuple[str, bool]] = field(default_factory=dict)
     depth: int = 0
+    containers: set[str] = field(default_factory=set)
 
     def add(self, op: str, index: int) -> Treatment:
         """Return the treatment of one call, a new one where there is none."""
@@ -86,13 +88,15 @@ def add_sites(model: nn.Module, sites: Iterable[SitePlan], *, quantizer: type[Qu
     for site in sites:
         owner = _owner(model, site.owner)
         container = site.operation.removeprefix(f"{site.owner}.") if site.owner else site.operation
+        treatment = _treatment(owner, site.op, site.index)
         if container not in owner._modules:
             owner.add_module(container, nn.ModuleDict())
+            getattr(owner, _ATTRIBUTE).containers.add(container)
         made = quantizer(site.spec)
         made.name = site.name
         key = f"{site.operand}{SUFFIX}"
         owner.get_submodule(container).add_module(key, made.to(_device(model)))
-        _treatment(owner, site.op, site.index).quantizers[site.operand] = (container, key)
+        treatment.quantizers[site.operand] = (container, key)
 
 
 def set_precisions(
@@ -194,8 +198,35 @@ def _treating(cls: type[nn.Module]) -> type[nn.Module]:
         with _TreatingMode(self, treated):
             return cls.forward(self, *args, **kwargs)
 
-    _TREATING[cls] = type(f"Treated{cls.__name__}", (cls,), {"forward": forward, "__module__": cls.__module__})
+    bases = (_Container, cls) if issubclass(cls, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) else (cls,)
+    _TREATING[cls] = type(f"Treated{cls.__name__}", bases, {"forward": forward, "__module__": cls.__module__})
     return _TREATING[cls]
+
+
+class _Container(nn.Module):
+    """Keeps the quantizers of a container's own operations out of what its forward iterates over."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys() if isinstance(self, nn.ModuleDict) else self.values())
+
+    def __len__(self) -> int:
+        return len(self._shown())
+
+    def keys(self) -> KeysView[str]:
+        """Return the names of what the container held before."""
+        return self._shown().keys()
+
+    def values(self) -> ValuesView[nn.Module]:
+        """Return what the container held before."""
+        return self._shown().values()
+
+    def items(self) -> ItemsView[str, nn.Module]:
+        """Return what the container held before, with names."""
+        return self._shown().items()
+
+    def _shown(self) -> dict[str, nn.Module]:
+        hidden: set[str] = getattr(self, _ATTRIBUTE).containers
+        return {name: module for name, module in self._modules.items() if name not in hidden and module is not None}
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

@@ -121,3 +121,72 @@ def test_a_layer_of_ones_own_says_whether_it_folds(folds: bool) -> None:
     quantize_model(net, plan)
     with quantizers_off(net):
         torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+class LinearNorm(nn.Module):
+    """A linear layer over tokens [N, L, C] with a BatchNorm over its channels, as LeViT has it."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, outputs, bias=False)
+        self.bn = nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.bn(x.flatten(0, 1)).reshape_as(x)
+
+
+class TokenNet(nn.Module):
+    input_shape = (6, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = LinearNorm(16, 64), LinearNorm(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.second(F.hardswish(self.first(x)))).mean(1)
+
+
+class Merged(TokenNet):
+    """Its BatchNorm normalizes tokens and channels as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(16, 16), nn.BatchNorm1d(96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.linear(x).flatten(1))
+
+
+class ReadTwice(TokenNet):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first.linear(x)
+        return (self.first.bn(hidden.flatten(0, 1)).reshape_as(hidden) + hidden).mean(1)
+
+
+class SequentialWithIdentity(nn.Sequential):
+    input_shape = (3, 8, 8)
+
+
+def test_a_batchnorm_over_tokens_is_folded() -> None:
+    net = lively(TokenNet())
+    x = torch.randn(4, *TokenNet.input_shape)
+    wanted, plan = net(x), planned(net)
+    assert plan.folds == (Fold("first.linear", "first.bn"), Fold("second.linear", "second.bn"))
+    quantize_model(net, plan)
+    with quantizers_off(net):
+        torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batchnorm_behind_an_identity_is_folded() -> None:
+    net = lively(SequentialWithIdentity(nn.Conv2d(3, 8, 3), nn.Identity(), nn.BatchNorm2d(8), nn.ReLU()))
+    assert planned(net).folds == (Fold("0", "2"),)
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"), [(Merged, "follows the operation flatten"), (ReadTwice, "something else reads")]
+)
+def test_a_batchnorm_over_something_else_stays(net: type[nn.Module], reason: str) -> None:
+    plan = planned(lively(net()))
+    assert plan.folds == ()
+    assert any(reason in layer.reason for layer in plan.layers if layer.type == "BatchNorm1d")

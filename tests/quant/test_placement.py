@@ -232,11 +232,11 @@ def test_a_rule_quantizes_any_pool() -> None:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda net, x: net.bn(F.relu(net.a(x))), "does not follow a layer"),
+        (lambda net, x: net.bn(F.relu(net.a(x))), "follows the operation relu"),
         (lambda net, x: net.bn(net.act(net.a(x))), "follows a ReLU"),
         (lambda net, x: net.bn(net.a(x)) + net.bn(net.b(x)), "used more than once"),
         (lambda net, x: net.bn(y := net.a(x)) + y, "reads the output of a too"),
-        (lambda net, x: net.bn(x), "does not follow a layer"),
+        (lambda net, x: net.bn(x), "follows the model's input"),
     ],
 )
 def test_batchnorms_that_are_not_folded(function: object, reason: str) -> None:

@@ -248,13 +248,22 @@ class SameNet(nn.Sequential):
     input_shape = (3, 8, 8)
 
 
-def test_a_convolution_of_ones_own_is_one_layer_that_says_why_it_stays_float() -> None:
+def test_a_convolution_of_ones_own_is_one_layer() -> None:
     net = SameNet(SameConv2d(3, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
     plan = planned(net, rules=[{"first": 1, "precision": "fp32"}])
     assert [layer.name for layer in plan.layers] == ["0", "1", "2"]
     assert plan.of("0").reason.startswith("rule 1")
-    assert "SameConv2d is a Conv2d with code of its own" in planned(net).of("0").reason
+    assert planned(net).of("0").precision is Precision.INT8
     assert plan.operations == ()
+
+
+def test_one_with_more_than_a_convolution_inside_says_why_it_stays_float() -> None:
+    class Doubled(SameConv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    reason = planned(SameNet(Doubled(3, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()).of("0").reason
+    assert "Doubled is a Conv2d with code of its own, and its forward goes on with what conv2d gives" in reason
 
 
 def test_a_convolution_of_ones_own_takes_a_float_precision() -> None:

@@ -143,3 +143,55 @@ def test_under_torch_compile(operand: int) -> None:
     net = with_sites(lambda net, a, b: net.inner(a) + b, site(operand))
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(A, B), net(A, B))
+
+
+class Residual(nn.Sequential):
+    """A container that goes through its layers by itself, and adds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(self) == 2
+        assert self[-1] is list(self)[-1]
+        return x + super().forward(x)
+
+
+class Appended(nn.ModuleDict):
+    def forward(self, x: Tensor) -> Tensor:
+        found = [x, *(layer(x) for _, layer in self.items())]
+        assert [self[name] for name in self] == list(self.values())
+        return torch.cat(found, 1)
+
+
+class Listed(nn.ModuleList):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x) + x
+        return x
+
+
+@pytest.mark.parametrize(
+    ("net", "op"),
+    [
+        (Residual(nn.Linear(2, 2), nn.ReLU()), "add"),
+        (Appended({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}), "cat"),
+        (Listed([nn.Linear(2, 2), nn.Linear(2, 2)]), "add"),
+    ],
+)
+def test_a_container_does_not_run_its_own_quantizers(net: nn.Module, op: str) -> None:
+    before, wanted = len(list(net.named_modules())), net(A)
+    add_sites(net, [site(0, op=op), site(1, op=op)])
+    for quantizer in quantizers(net).values():
+        quantizer.amax.fill_(127.0)
+    assert len(list(net.named_modules())) == before + 3
+    assert set(quantizers(net)) == {f"{op}.{operand}_quantizer" for operand in (0, 1)}
+    assert torch.is_tensor(net.double()(A.double()))
+    result = net.float()(A)
+    assert result.shape == wanted.shape
+    assert not torch.equal(result, wanted)
+
+
+def test_a_container_with_sites_is_exported() -> None:
+    net = Residual(nn.Linear(2, 2), nn.ReLU())
+    add_sites(net, [site(0)])
+    quantizers(net)["add.0_quantizer"].amax.fill_(127.0)
+    program = torch.export.export(net.eval(), (A,), strict=False)
+    torch.testing.assert_close(program.module()(A), net(A))
