@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from maseRT.config import PrecisionRule, QuantizeSection
 from maseRT.errors import UsageError
-from maseRT.plan import NO_BF16_FORM, Fold, LayerPlan, OperationPlan, Plan, first_matches
+from maseRT.layer_rules import first_matches
+from maseRT.plan import NO_BF16_FORM, Fold, LayerPlan, OperationPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
