@@ -1,4 +1,4 @@
-"""What a report holds, as checked types: report.json is one `Report`. Neither torch nor numpy is needed to read one."""
+"""The content of report.json as validated types; the file is one `Report`. Needs neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 SCHEMA: Final = 2
-"""Version of report.json; it grows when an old reader would misread a new file."""
+"""Version of report.json; it is increased when an old reader would misunderstand a new file."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
@@ -18,7 +18,7 @@ Real = Annotated[
     BeforeValidator(lambda value: math.nan if value is None else value),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
 ]
-"""A number that a diverged model may turn into NaN: null in JSON, which has no NaN, and NaN again when it is read."""
+"""A number that is NaN for a model that diverged. JSON has no NaN: it is written as null, and read as NaN again."""
 
 
 class Part(BaseModel):
@@ -35,13 +35,13 @@ class Interval(Part):
 
 
 class Metrics(Part):
-    """How well a row did.
+    """The loss and the metrics of a row.
 
     Attributes:
-        samples: how many it answered.
+        samples: on how many samples they were computed.
         loss: mean loss per sample.
-        values: every other metric by name, such as accuracy, top5, precision, recall, f1, in the order to show.
-        confusion: classification with up to 50 classes; rows are the true classes.
+        values: the metrics by name, such as accuracy, top5, precision, recall, f1, in the order of display.
+        confusion: counts for classification with up to 50 classes; rows are the true classes, columns the predictions.
     """
 
     samples: Count
@@ -51,12 +51,12 @@ class Metrics(Part):
 
 
 class Latency(Part):
-    """The time of one call in milliseconds, with 95 % intervals by bootstrap over the rounds.
+    """The time of one call in milliseconds.
 
     Attributes:
-        iterations: timed calls, over all rounds.
+        iterations: timed calls in all rounds.
         cov: coefficient of variation, standard deviation over mean.
-        intervals: of "mean", "p50", "p90", "p99".
+        intervals: 95 % intervals of "mean", "p50", "p90" and "p99", by bootstrap over the rounds.
         clock: "wall", or "device events".
     """
 
@@ -75,10 +75,10 @@ class Timing(Part):
 
     Attributes:
         end_to_end: from inputs in host memory to outputs in host memory.
-        device: data on the device; None where that is the same as end to end (a CPU) or was not measured.
-        throughput: samples per second at the mean of `end_to_end`.
-        ratio: p50 of the baseline over p50 of this row, end to end, of the same rounds; None in the baseline itself.
-        ratio_interval: its 95 % interval, from the ratios of single rounds.
+        device: with inputs and outputs on the device; None on a CPU, where there is no difference, or if not measured.
+        throughput: samples per second, by the mean of `end_to_end`.
+        ratio: the baseline's end-to-end p50 over this row's, in the same rounds; None for the baseline itself.
+        ratio_interval: its 95 % interval, by the ratios of the single rounds.
     """
 
     batch: Count
@@ -90,7 +90,7 @@ class Timing(Part):
 
 
 class Energy(Part):
-    """What one sample costs in steady state; see `maseRT.energy.Energy`."""
+    """The energy per sample in steady state; see `maseRT.energy.Energy`."""
 
     source: str
     device: str
@@ -106,11 +106,11 @@ class Energy(Part):
 
 
 class Memory(Part):
-    """The most memory that loading and inferring took, in MiB.
+    """The peak memory of loading and inference, in MiB.
 
     Attributes:
-        host_mb: resident memory above that of the process before it loaded the model.
-        device_mb: the same on the GPU; None on a CPU, or where it is not told.
+        host_mb: resident memory beyond that of the process before it loaded the model.
+        device_mb: the same on the GPU; None on a CPU, or where the driver does not report it.
     """
 
     host_mb: float | None
@@ -121,7 +121,7 @@ class Agreement(Part):
     """Outputs compared with a reference; see `maseRT.agreement.Agreement`.
 
     Attributes:
-        label_agreement: None where outputs are no classes.
+        label_agreement: None where the outputs are not classes.
     """
 
     samples: Count
@@ -132,10 +132,10 @@ class Agreement(Part):
 
 
 class Difference(Part):
-    """The primary metric of this row less that of the baseline, over the same samples.
+    """The primary metric of this row minus that of the baseline, on the same samples.
 
     Attributes:
-        interval: 95 %, by bootstrap over the samples, paired.
+        interval: 95 % interval, by paired bootstrap over the samples.
     """
 
     metric: str
@@ -144,7 +144,7 @@ class Difference(Part):
 
 
 class GpuState(Part):
-    """A GPU while a row was measured."""
+    """The state of the GPU while a row was measured."""
 
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -155,17 +155,17 @@ class GpuState(Part):
 
 
 class Method(Part):
-    """How a row was measured. Rows of two reports are comparable where these are equal.
+    """How a row was measured. Rows of two reports can be compared where this is equal.
 
     Attributes:
-        versions: of what computed.
+        versions: package -> version, of the packages that computed.
         device: "cpu", "cuda:0", ...
         hardware: the device's name.
         threads: CPU threads of one inference.
-        warmup, iterations, rounds: of the latency, at each batch size.
-        transfers: what the end to end time includes.
-        cuda_graph: whether the device time replays CUDA graphs; None without a GPU.
-        isolated: in a process of its own, beside the other rows.
+        warmup, iterations, rounds: of the latency measurement, at each batch size.
+        transfers: which copies the end-to-end time includes.
+        cuda_graph: whether CUDA graphs were replayed for the device time; None without a GPU.
+        isolated: whether the row had a process of its own.
     """
 
     versions: dict[str, str]
@@ -182,11 +182,13 @@ class Method(Part):
 
 
 class Provider(Part):
-    """What was asked of ONNX Runtime and what it did.
+    """The execution providers of ONNX Runtime.
 
     Attributes:
-        nodes: per execution provider that took some.
-        kernels: counts by kind in the optimised graph; see `maseRT.onnxrt.kernels.Kernels`.
+        asked: the provider that was asked for.
+        got: those that the session has.
+        nodes: provider -> number of the graph's nodes that it runs.
+        kernels: number of nodes by kind in the optimized graph; see `maseRT.onnxrt.kernels.Kernels`.
     """
 
     asked: str
@@ -200,16 +202,16 @@ class Row(Part):
 
     Attributes:
         name: such as "onnxruntime-int8".
-        artifact: the runtime's own part of the name: "fp32" for the baseline, "int8", "int8-ptq", a mode, ...
-        role: "baseline" (the float model in torch), "float" (the float model elsewhere), "simulated" (fake-quantized in
-            torch: accuracy alone, it is not timed), "deployed" (what runs in the end).
+        artifact: the part of the name after the runtime, such as "fp32", "int8", "int8-ptq", or an ONNX Runtime mode.
+        role: "baseline" (the float model in torch), "float" (the float model in another runtime), "simulated"
+            (fake-quantized in torch; not timed), or "deployed" (what is meant to be used).
         precision: "fp32", "fp16", "int8", as asked.
         size_bytes: on disk.
-        not_run: why it did not run here; nothing is measured then.
-        difference: against the baseline.
-        agreement: with the baseline.
-        energy_note: why there is no energy.
-        seconds: wall time of all that was done for this row.
+        not_run: why it did not run here, in which case nothing is measured; "" if it ran.
+        difference: of the primary metric, against the baseline.
+        agreement: of the outputs, with the baseline's.
+        energy_note: why no energy was measured.
+        seconds: wall time of everything that was done for this row.
         measured_seconds: the sum of its timed calls.
     """
 
@@ -236,13 +238,13 @@ class Row(Part):
 
 
 class Samples(Part):
-    """What every row was shown.
+    """The samples on which every row was evaluated.
 
     Attributes:
         split: "validation" or "test".
-        available: samples of the whole split.
-        evaluated: samples shown; fewer only where [analyze] batches limits them.
-        sha256: of inputs and targets in order.
+        available: number of samples of the split.
+        evaluated: number of samples used; fewer only if [analyze] batches limits them.
+        sha256: of the inputs and targets in order.
     """
 
     data: str
@@ -254,7 +256,7 @@ class Samples(Part):
 
 
 class Task(Part):
-    """What the model is for.
+    """The task of the model.
 
     Attributes:
         primary: the metric by which rows are compared.
@@ -267,15 +269,15 @@ class Task(Part):
 
 
 class Divergence(Part):
-    """Where two neighbours of the ladder part.
+    """The first layer at which two neighbours of the drift ladder diverge.
 
     Attributes:
-        layer: the torch layer whose output is the first below the threshold; of its second call "<layer> (call 2)",
-            of the model "output", and "" where none was found: the note says why.
-        sqnr_db: of its output; None where that is equal or not finite.
-        before: the last layer above the threshold, "" when there is none.
-        compared: how many tensors were looked at.
-        note: what could not be compared, and why.
+        layer: the first torch layer whose output has an SQNR below the threshold. "<layer> (call 2)" is a layer's
+            second call, "output" the model's output, and "" means that none was found, for the reason in the note.
+        sqnr_db: of its output; None where the outputs are equal or not finite.
+        before: the last layer above the threshold; "" if there is none.
+        compared: number of tensors compared.
+        note: how it was found, and what could not be compared.
     """
 
     layer: str
@@ -286,11 +288,12 @@ class Divergence(Part):
 
 
 class Rung(Part):
-    """A step of the drift ladder: two neighbours float -> fake-quantized -> QAT -> ONNX -> engine.
+    """A step of the drift ladder: two neighbours of float -> fake-quantized -> QAT -> ONNX -> engine.
 
     Attributes:
-        metric_before, metric_after: the primary metric.
-        holds: whether it stays above [analyze] drift.
+        metric_before, metric_after: the primary metric of `source` and `target`.
+        agreement: of the target's outputs with the source's.
+        holds: whether the step keeps the limits of [analyze] drift.
     """
 
     source: str
@@ -306,7 +309,7 @@ class LayerStrip(Part):
     """A layer of the precision receipt; see `maseRT.receipt.LayerReceipt`.
 
     Attributes:
-        ms: time of its kernels; None where kernels were not timed.
+        ms: time of its kernels; None if they were not timed.
     """
 
     name: str
@@ -322,8 +325,8 @@ class Precision(Part):
     """The precision receipt of the engine.
 
     Attributes:
-        observed_from: "inspector", "build log", or "" when not observed.
-        told: sentences: what differs, conversions, fallbacks.
+        observed_from: where the executed precisions were read: "inspector", "build log", or "" if nowhere.
+        told: sentences on layers that differ, on conversions, and on fallbacks.
     """
 
     runtime: str
@@ -344,11 +347,11 @@ class CalibratorResult(Part):
 
 
 class HistogramStrip(Part):
-    """What calibration saw of a tensor.
+    """The histogram that calibration collected of a tensor.
 
     Attributes:
         amax: the chosen range.
-        top: right end of the last bin, the largest magnitude seen rounded up to the histogram's width.
+        top: right end of the last bin, at or above the largest magnitude.
         counts: of |x|, in equal bins from 0 to `top`.
     """
 
@@ -368,14 +371,14 @@ class HistogramStrip(Part):
 
 
 class Calibration(Part):
-    """The calibrators compared, and the ranges of the best."""
+    """The results of all calibrators, and the ranges of the best one."""
 
     methods: list[CalibratorResult]
     histograms: list[HistogramStrip] = []
 
 
 class Epoch(Part):
-    """An epoch of training or fine-tuning; epoch 0 is the state before."""
+    """An epoch of training or fine-tuning; epoch 0 is the state before the first one."""
 
     epoch: Count
     loss: float | None
@@ -390,14 +393,14 @@ class Learning(Part):
 
 
 class Finding(Part):
-    """Something the report found about itself.
+    """A finding of the report's self-audit.
 
     Attributes:
         check: the check's name, such as "f1-bound".
-        severity: "error" where numbers contradict each other or what was asked was not done; "warning" where they are
-            less sure than they look.
-        row: whose; "" for the report as a whole.
-        message: what, and what it means.
+        severity: "error" where numbers contradict each other or something asked for was not done; "warning" where
+            numbers are less certain than they look.
+        row: the row concerned; "" for the whole report.
+        message: what was found, and what it means.
     """
 
     check: str
@@ -407,12 +410,13 @@ class Finding(Part):
 
 
 class Gate(Part):
-    """A limit of [gate]: what was asked, what was got.
+    """A limit of [gate], and whether the judged row keeps it.
 
     Attributes:
         name: such as "max_accuracy_drop".
-        passed: False also where the figure could not be had.
-        got: in words; says why there is none.
+        asked: the limit in words.
+        got: the value in words, or why there is none.
+        passed: False also where there is no value.
     """
 
     name: str
@@ -423,7 +427,7 @@ class Gate(Part):
 
 
 class Machine(Part):
-    """Where it was measured."""
+    """The machine on which the rows were measured."""
 
     cpu: str
     cores: Count
@@ -436,7 +440,7 @@ class Machine(Part):
 
 
 class Section(Part):
-    """A further section of the report, made by a step of its own, such as the sensitivity ranking.
+    """A further section of the report, such as the sensitivity ranking.
 
     Attributes:
         values: plain values, for machines.
@@ -450,16 +454,18 @@ class Section(Part):
 
 
 class Report(Part):
-    """Everything that `analyze` found out about a run.
+    """Everything that `analyze` measured of a run.
 
     Attributes:
+        masert: version of maseRT.
+        run: the run's name.
         created: ISO 8601, UTC.
-        baseline: name of the row that the others are compared with.
-        result: name of the row that is judged: the engine if it ran, else the fastest deployed row; "" when none ran.
         verdict: one sentence.
-        not_timed: why rows have no latency, if so.
-        notes: what the plan left out or refused.
+        baseline: name of the row with which the others are compared.
+        result: name of the judged row: the engine if it ran, else the fastest deployed row; "" when none ran.
+        notes: of the plan, on what it left out or refused.
         wall_seconds: of the whole analysis.
+        config: the resolved config.
     """
 
     schema_version: Literal[2] = SCHEMA
@@ -486,11 +492,11 @@ class Report(Part):
     config: dict[str, Any]
 
     def row(self, name: str) -> Row | None:
-        """Return the row of a name."""
+        """Return the row with a name, or None."""
         return next((row for row in self.rows if row.name == name), None)
 
     def batch(self) -> int | None:
-        """Return the batch size by which rows are compared: the first that was asked for; None when no row is timed."""
+        """Return the batch size at which rows are compared: the first one asked for; None if no row was timed."""
         timed = [row for row in self.rows if row.timings]
         best = next((row for row in timed if row.name == self.result), timed[0] if timed else None)
         return best.timings[0].batch if best else None
@@ -500,6 +506,6 @@ class Report(Part):
         return [row for row in self.rows if row.metrics is not None]
 
     def timing(self, name: str, batch: int) -> Timing | None:
-        """Return a row's speed at one batch size."""
+        """Return a row's speed at one batch size; None if it was not timed at that size."""
         row = self.row(name)
         return next((timing for timing in row.timings if timing.batch == batch), None) if row else None
