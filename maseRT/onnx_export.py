@@ -21,8 +21,6 @@ from maseRT.errors import MaseRTError, StepError
 from maseRT.onnx_translations import translations
 from maseRT.quant.quantizer import exporting
 
-log = logging.getLogger(__name__)
-
 INPUT = "input"
 OUTPUT = "output"
 BATCH = "batch"
@@ -44,8 +42,10 @@ _FIXED_SIZE = (
 
 def export_onnx(
     model: nn.Module, example: Tensor, path: Path, *, opset: int, dynamic: Collection[str] = (BATCH,)
-) -> None:
+) -> str:
     """Write the model, in eval mode, as one ONNX file with a tensor named `input` and one named `output`.
+
+    Returns what has to hold for the free sizes, such as "width > 10"; "" where any are right.
 
     Args:
         model: takes one tensor and returns one; its calibrated quantizers become Q/DQ pairs.
@@ -74,10 +74,8 @@ def export_onnx(
         proto = _convert(program, opset)
     _clean(proto, free)
     _check(proto, opset)
-    conditions = _conditions(program, free)
-    if conditions:
-        log.warning("%s: traced for one size of images, it is right only where %s", path.name, conditions)
     path.write_bytes(proto.SerializeToString(deterministic=True))
+    return _conditions(program, free)
 
 
 @contextmanager

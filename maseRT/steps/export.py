@@ -139,7 +139,9 @@ def _export(
     """Export one model, and say how far each level of optimization is from it; the file appears when it passed."""
     section = context.config.export or ExportSection()
     with context.reporter.spinner(f"export: {path.name}"), atomic_path(path) as temporary:
-        export_onnx(model, sample[:2], temporary, opset=section.opset, dynamic=section.dynamic)
+        conditions = export_onnx(model, sample[:2], temporary, opset=section.opset, dynamic=section.dynamic)
+        if conditions:
+            log.warning("%s is right only for images where %s", path.name, conditions)
         found = _compare(temporary, sample, reference, task, threads=context.threads)
         _require(found, path, floor_db)
         if {"height", "width"} & set(section.dynamic):
