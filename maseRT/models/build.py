@@ -6,6 +6,7 @@ import inspect
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -91,6 +92,7 @@ def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
             where=where,
             fix="return the model itself",
         )
+    _refuse_wrappers(model, where=where)
     lazy = [key for key, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise UsageError(
@@ -98,4 +100,35 @@ def _from_factory(name: str, arguments: dict[str, Any]) -> nn.Module:
             where=where,
             fix="run the model once inside the factory, or give the lazy layers their sizes",
         )
+    _check_types(model, where=where)
     return model
+
+
+def _refuse_wrappers(model: nn.Module, *, where: str) -> None:
+    """Refuse models that hide their layers from whoever looks for them.
+
+    Raises:
+        UsageError: a part of the model is compiled, scripted, or spread over several devices.
+    """
+    for name, module in model.named_modules():
+        part = f"{name} is" if name else "the model is"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{part} TorchScript", where=where, fix="return the model that was scripted or traced")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            kind = type(module).__name__
+            raise UsageError(f"{part} wrapped in {kind}", where=where, fix="return the module inside, model.module")
+        # By its name: the module that the class lies in takes seconds to import.
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            fix = "return the model that was compiled; [finetune] compile = true compiles the training step"
+            raise UsageError(f"{part} compiled", where=where, fix=fix)
+
+
+def _check_types(model: nn.Module, *, where: str) -> None:
+    found = {str(p.dtype): name for name, p in model.named_parameters() if p.is_floating_point()}
+    for dtype, name in found.items():
+        if dtype != "torch.float32":
+            raise UsageError(
+                f"the model's parameters are {dtype.removeprefix('torch.')} instead of float32, such as {name}",
+                where=where,
+                fix="return model.float(); [quantize] chooses the precision that each layer runs in",
+            )

@@ -15,7 +15,7 @@ _WHERE = "[model] name"
 
 
 def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> Tensor:
-    """Run the model once in eval mode and return its outputs [N, ...], logits [N, classes] of a classifier.
+    """Run the model in eval mode, twice, and return its outputs [N, ...], logits [N, classes] of a classifier.
 
     Args:
         model: left as it was found, in its mode too.
@@ -23,8 +23,8 @@ def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> T
         classes: whether the model is a classifier.
 
     Raises:
-        UsageError: weights are not finite, the model needs several inputs, fails on this one, or returns anything
-            but one finite float tensor of that shape.
+        UsageError: weights are not finite, the model needs several inputs, fails on this one, returns anything but
+            one finite float tensor of that shape, or another one each time.
     """
     check_finite(model, where="the model's weights")
     _check_inputs(model)
@@ -38,13 +38,21 @@ def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> T
     except Exception as error:
         raise UsageError(
             f"the model cannot take an input of shape {list(example.shape)}: {type(error).__name__}: {error}",
+            again = model(example)
             where=_WHERE,
             fix="choose a model for this data, data for this model, or other [model] args",
         ) from error
     finally:
         for module, mode in training.items():
             module.training = mode
-    return _checked_output(output, len(example), classes=classes)
+    checked = _checked_output(output, len(example), classes=classes)
+    if not torch.allclose(checked, again, rtol=1e-3, atol=1e-5):
+        raise UsageError(
+            f"the model gives other outputs for the same input, up to {float((checked - again).abs().max()):.3g} apart",
+            where=_WHERE,
+            fix="leave chance out of eval mode: F.dropout needs training=self.training",
+        )
+    return checked
 
 
 def _check_inputs(model: nn.Module) -> None:

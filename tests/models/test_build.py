@@ -1,3 +1,6 @@
+import sys
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -67,6 +70,11 @@ def test_a_model_class_is_a_factory(write):
         ("def make():\n    pass", r"returned a NoneType, not a torch\.nn\.Module"),
         ("from torch import nn\nmake = nn.Linear(2, 2)", "'make' is a model, not a factory"),
         ("from torch import nn\ndef make():\n    return nn.LazyLinear(3)", "parameters without a shape: weight, bias"),
+        ("from torch import nn\ndef make():\n    return nn.Linear(2, 2).half()", "float16 instead of float32, such as"),
+        (
+            "from torch import nn\ndef make():\n    return nn.DataParallel(nn.ReLU())",
+            "model is wrapped in DataParallel",
+        ),
         ("import torch_extras_not_there", "raised ModuleNotFoundError: No module named 'torch_extras_not_there'"),
         ("def build():\n    pass", "no 'make'"),
     ],
@@ -75,6 +83,22 @@ def test_factories_that_cannot_be_used(write, text, message):
     write("bad_factory.py", text)
     with pytest.raises(UsageError, match=message):
         build("bad_factory:make")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (torch.compile, "the model is compiled"),
+        (lambda net: nn.Sequential(torch.compile(net)), "0 is compiled"),
+        (torch.jit.script, "the model is TorchScript"),
+    ],
+)
+def test_models_that_hide_their_layers(monkeypatch, wrap, message):
+    module = types.ModuleType("wrapping_module")
+    module.make = lambda: wrap(nn.ReLU())
+    monkeypatch.setitem(sys.modules, "wrapping_module", module)
+    with pytest.raises(UsageError, match=message):
+        build("wrapping_module:make")
 
 
 def test_what_a_factory_raised_is_the_cause(write):
