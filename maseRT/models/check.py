@@ -33,12 +33,12 @@ def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> T
     try:
         with torch.no_grad():
             output = model(example)
+            again = model(example)
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
             f"the model cannot take an input of shape {list(example.shape)}: {type(error).__name__}: {error}",
-            again = model(example)
             where=_WHERE,
             fix="choose a model for this data, data for this model, or other [model] args",
         ) from error
