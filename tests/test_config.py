@@ -112,8 +112,16 @@ def test_unknown_runtime(write):
     assert line.endswith("did you mean 'tensorrt'?")
 
 
-def test_a_section_that_needs_another(write):
-    assert problems(write(GOOD + "[export]")) == ("[export] needs [quantize]: add it",)
+@pytest.mark.parametrize(
+    ("sections", "needed"),
+    [
+        ("[export]", "[export] needs [quantize]: add it"),
+        ("[quantize]\n[build-engine]", "[build-engine] needs [export]: add it"),
+        ("[quantize]\n[gate]", "[gate] needs [analyze]: add it"),
+    ],
+)
+def test_a_section_that_needs_another(write, sections, needed):
+    assert problems(write(GOOD + sections)) == (needed,)
 
 
 def test_weights_must_come_from_somewhere(write):
@@ -121,6 +129,12 @@ def test_weights_must_come_from_somewhere(write):
     (line,) = problems(write(bare))
     assert "random_weights" in line
     assert load_config(write(bare), ["model.random_weights=true"]).train is None
+
+
+def test_learned_ranges_need_the_native_backend(write):
+    sections = '[quantize]\nbackend = "pytorch-quantization"\n[calibrate]\n[finetune]\nlearned_amax = true\n'
+    (line,) = problems(write(GOOD + sections))
+    assert line.startswith('[finetune] learned_amax needs [quantize] backend = "native"')
 
 
 def test_profile_must_be_ordered(write):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from xml.etree import ElementTree
 
 import pytest
@@ -12,9 +14,11 @@ from hypothesis import strategies as st
 from maseRT.report.junit import junit_xml
 from maseRT.report.schema import Finding, Gate, Report
 
+SOUND = cache(report)
 
-def made(*, gates: list[Gate] = [], findings: list[Finding] = [], run: str = "digits") -> Report:  # noqa: B006
-    return report().model_copy(update={"gates": gates, "findings": findings, "run": run})
+
+def made(*, gates: Sequence[Gate] = (), findings: Sequence[Finding] = (), run: str = "digits") -> Report:
+    return SOUND().model_copy(update={"gates": list(gates), "findings": list(findings), "run": run})
 
 
 def gate(name: str = "max_size_mb", *, passed: bool, asked: str = "at most 1 MB", got: str = "2 MB") -> Gate:
