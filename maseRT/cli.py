@@ -87,8 +87,9 @@ def transform(
     with options.opened() as work:
         if dry_run:
             outcomes = work.preview(first=first, last=last)
-            for outcome in outcomes if not options.silent else ():
-                show(outcome)
+            if not options.silent:
+                for outcome in outcomes:
+                    show(outcome)
         else:
             if junit is not None and (work.config.analyze is None or last not in (None, "analyze")):
                 raise UsageError("there will be no report", where="--junit", fix="let analyze run, or leave it out")

@@ -1,4 +1,4 @@
-"""The report as Markdown, short enough for a pull request; and its table for the console."""
+"""The report as Markdown, short enough for a pull request, and its table for the console."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maseRT.report.wording import decibels, metric_name
 
 
 def console_table(report: Report) -> list[tuple[str, ...]]:
-    """Return the rows as text, first the header; columns in which no row has a figure are left out."""
+    """Return the rows as text, the header first; columns that are empty in every row are left out."""
     shown = [column for column in columns(report) if column.shown == "everywhere"]
     header = ("what", *(column.title for column in shown))
     rows = [(row.name, *(column.cells[index].text for column in shown)) for index, row in enumerate(report.rows)]
@@ -22,15 +22,15 @@ def console_table(report: Report) -> list[tuple[str, ...]]:
 
 
 def markdown(report: Report) -> str:
-    """Return the report for a pull request: verdict, gates, findings, table, drift, not run; the rest folded."""
+    """Return the report as Markdown; method, machine and config are folded away."""
     parts = [
-        [f"# {plain(report.run)}", "", f"**{plain(report.verdict or verdict(report))}**"],
+        [f"# {_plain(report.run)}", "", f"**{_plain(report.verdict or verdict(report))}**"],
         _gates(report),
         _findings(report),
         _rows(report),
         _drift(report),
         _not_run(report),
-        *(["", f"## {plain(section.title)}", "", *section.lines] for section in report.sections),
+        *(["", f"## {_plain(section.title)}", "", *section.lines] for section in report.sections),
         _folded("Method and machine", _method(report)),
         _folded("Config", _config(report.config)),
     ]
@@ -38,16 +38,17 @@ def markdown(report: Report) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, of which the first row is the header; all columns but the first stand right.
+    """Return the lines of a table; all columns but the first are right-aligned.
 
-    Cells are plain text: whatever Markdown would read in them is escaped.
+    Args:
+        rows: the header and the rows, in plain text; characters with a meaning in Markdown are escaped.
     """
-    header, *cells = ([plain(cell) for cell in row] for row in rows)
+    header, *cells = ([_plain(cell) for cell in row] for row in rows)
     return [f"| {' | '.join(row)} |" for row in (header, ["---", *("---:" for _ in header[1:])], *cells)]
 
 
-def plain(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line: names come from models, whoever wrote them."""
+def _plain(text: str) -> str:
+    """Return text on one line that Markdown shows as it is: names come from users' models and can hold anything."""
     text = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for mark in "|`*[]":
         text = text.replace(mark, f"\\{mark}")
@@ -75,8 +76,8 @@ def _gates(report: Report) -> list[str]:
     if not report.gates:
         return []
     lines = [
-        f"- {'passed' if gate.passed else '**failed**'}: {plain(gate.name)}"
-        f"{f' of {plain(gate.row)}' if gate.row else ''}, asked {plain(gate.asked)}, got {plain(gate.got)}"
+        f"- {'passed' if gate.passed else '**failed**'}: {_plain(gate.name)}"
+        f"{f' of {_plain(gate.row)}' if gate.row else ''}, asked {_plain(gate.asked)}, got {_plain(gate.got)}"
         for gate in sorted(report.gates, key=lambda gate: gate.passed)
     ]
     return ["", "## Gates", "", *lines]
@@ -86,8 +87,8 @@ def _findings(report: Report) -> list[str]:
     if not report.findings:
         return []
     lines = [
-        f"- **{finding.severity}**{f' in {plain(finding.row)}' if finding.row else ''}: {plain(finding.message)} "
-        f"({plain(finding.check)})"
+        f"- **{finding.severity}**{f' in {_plain(finding.row)}' if finding.row else ''}: {_plain(finding.message)} "
+        f"({_plain(finding.check)})"
         for finding in sorted(report.findings, key=lambda finding: finding.severity)
     ]
     return ["", "## What the self-audit found", "", *lines]
@@ -108,28 +109,28 @@ def _drift(report: Report) -> list[str]:
         )
         for rung in report.drift
     ]
-    told = [f"- {plain(sentence)}" for rung in report.drift if (sentence := divergence_sentence(rung))]
+    told = [f"- {_plain(sentence)}" for rung in report.drift if (sentence := divergence_sentence(rung))]
     return ["", "## Drift", "", *markdown_table([header, *cells]), *(["", *told] if told else [])]
 
 
 def _not_run(report: Report) -> list[str]:
-    missing = [f"- {plain(row.name)}: {plain(row.not_run)}" for row in report.rows if row.metrics is None]
+    missing = [f"- {_plain(row.name)}: {_plain(row.not_run)}" for row in report.rows if row.metrics is None]
     return ["", "## Not run", "", *missing] if missing else []
 
 
 def _method(report: Report) -> list[str]:
     facts = [*machine_facts(report), *common_method(report)]
-    lines = [f"- {plain(key)}: {plain(value)}" for key, value in facts]
+    lines = [f"- {_plain(key)}: {_plain(value)}" for key, value in facts]
     lines += [
-        f"- {plain(row)}: {plain(', '.join(f'{key} {value}' for key, value in values))}"
+        f"- {_plain(row)}: {_plain(', '.join(f'{key} {value}' for key, value in values))}"
         for row, values in differing_method(report)
     ]
-    notes = [f"- {plain(note)}" for note in report.notes]
+    notes = [f"- {_plain(note)}" for note in report.notes]
     return [*lines, *(["", "Notes of the plan:", "", *notes] if notes else [])]
 
 
 def _config(config: Mapping[str, Any]) -> list[str]:
-    return [f"- {plain(key)} = {plain(value)}" for section in config_values(config) for key, value in section.flat()]
+    return [f"- {_plain(key)} = {_plain(value)}" for section in config_values(config) for key, value in section.flat()]
 
 
 def _folded(summary: str, lines: Iterable[str]) -> list[str]:
