@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from maseRT.errors import StepError
+from maseRT.errors import MaseRTError, StepError
 
 
 class NonFiniteLossError(StepError):
@@ -73,6 +74,7 @@ def train_epoch(
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; the weights of the last good batch are lost.
+        StepError: the model or the loss cannot be trained like this.
     """
     torch.manual_seed(seed)
     model.train()
@@ -82,8 +84,9 @@ def train_epoch(
             group["lr"] = rate
         inputs, targets = fabric.to_device((inputs, targets))
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(_forward(model, inputs), targets)
-        fabric.backward(loss)
+        with _explained(len(inputs)):
+            loss = loss_of(_one_tensor(model(inputs)), targets)
+            fabric.backward(loss)
         optimizer.step()
         total += loss.item() * len(targets)
         samples += len(targets)
@@ -94,15 +97,38 @@ def train_epoch(
     return total / samples
 
 
-def _forward(model: nn.Module, inputs: Tensor) -> Tensor:
+def _one_tensor(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    raise StepError(
+        f"the model returns a {type(outputs).__name__} in training mode, and one tensor in eval mode",
+        where="training",
+        fix="let it return the same in both, such as without auxiliary classifiers ([model] args)",
+    )
+
+
+@contextmanager
+def _explained(batch: int) -> Iterator[None]:
+    """Say what a training step that raises means for the user, whose model and loss it is.
+
+    Raises:
+        StepError: in place of any other error.
+    """
     try:
-        outputs: Tensor = model(inputs)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
+        yield
+    except MaseRTError:
+        raise
+    except torch.OutOfMemoryError as error:
+        fix = "choose a smaller [data] batch_size"
+        raise StepError(f"not enough memory for a batch of {batch}", where="training", fix=fix) from error
+    except Exception as error:
+        text, fix = str(error).strip().partition("\n")[0], ""
+        if "more than 1 value per channel" in text:
+            fix = "choose a [data] batch_size that leaves more than one sample for the last batch"
+        elif "inplace operation" in text:
+            fix = "write what gradients go through without in-place operations, such as x = x + y for x += y"
         raise StepError(
-            f"BatchNorm cannot train on a batch of {len(inputs)}: {error}",
+            f"the model cannot be trained on a batch of {batch}: {type(error).__name__}: {text}",
             where="training",
-            fix="choose a [data] batch_size that leaves more than one sample for the last batch",
+            fix=fix,
         ) from error
-    return outputs

@@ -54,6 +54,42 @@ def test_a_loss_that_blows_up_stops_the_epoch():
         train_epoch(make_fabric("cpu"), model, optimizer, batches, loss_of=cross_entropy, rate_at=[0.1], seed=0)
 
 
+class Through(nn.Module):
+    """A layer whose outputs go through a function that knows the mode."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.fc, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.fc(x), self)
+
+
+@pytest.mark.parametrize(
+    ("function", "batch", "message", "fix"),
+    [
+        (
+            lambda y, net: y.sigmoid().mul_(2).add_(y.sigmoid_()),
+            2,
+            "modified by an inplace operation",
+            "without in-place",
+        ),
+        (lambda y, net: (y, y) if net.training else y, 2, "a tuple in training mode, and one tensor in eval", "same"),
+        (lambda y, net: y.detach(), 2, "cannot be trained on a batch of 2: RuntimeError: .*does not require grad", ""),
+        (lambda y, net: net.norm(y), 1, "batch of 1: ValueError: .*more than 1 value per channel", "batch_size"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(function, batch, message, fix):
+    model = Through(function)
+    optimizer = make_optimizer("sgd", model.parameters(), learning_rate=0.1, weight_decay=0.0)
+    batches = [(torch.randn(batch, 4), torch.zeros(batch, dtype=torch.long))]
+    with pytest.raises(StepError, match=message) as caught:
+        train_epoch(make_fabric("cpu"), model, optimizer, batches, loss_of=cross_entropy, rate_at=[0.1], seed=0)
+    assert caught.value.where == "training"
+    assert fix in caught.value.fix
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "[:10]])
 def test_a_damaged_checkpoint_names_its_command(tmp_path, content):
     path = tmp_path / "x.safetensors"
