@@ -104,10 +104,10 @@ def open_torch(name: str, threads: int) -> WithBareLoop:
     from maseRT.runtimes.torch import TorchRuntime
 
     torch.set_num_threads(threads)
-    module = new_model(name)
+    module, inferring = new_model(name), torch.inference_mode()
 
     def call(array: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
+        with inferring:
             return module(torch.from_numpy(array)).numpy()
 
     return WithBareLoop(TorchRuntime().open(module), call)
