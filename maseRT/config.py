@@ -511,7 +511,10 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomli.loads(f"value = {text}")["value"]
-    except tomli.TOMLDecodeError:
+    except tomli.TOMLDecodeError as error:
+        if text.lstrip()[:1] in ("[", "{"):  # a shell takes the quotes away
+            fix = f"put it into single quotes, which keep the double ones from the shell: --set '{key}=...'"
+            raise UsageError(f"{text} is not TOML: {error.msg}", where=f"--set {key}", fix=fix) from error
         value = text
     table = document
     for part in parts[:-1]:

@@ -34,6 +34,10 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
             expected = str(detail["ctx"]["expected"])
             valid = re.findall(r"'([^']*)'", expected)
             return f"{key}: {detail['input']!r} is not valid{did_you_mean(str(detail['input']), valid)}"
+        case "tuple_type":
+            return f"{key}: should be a list, in [brackets], got {_shown(detail['input'])}"
+        case "string_pattern_mismatch":
+            return f"{key}: {detail['input']!r} is not valid: {_description(loc, model)}"
         case "value_error":
             return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
         case _:
@@ -53,8 +57,28 @@ def _spelled(loc: tuple[int | str, ...]) -> str:
     return text
 
 
+def _shown(value: Any) -> str:
+    """Return a value as TOML has it, as far as an error needs it: a table's keys say which one is meant."""
+    if isinstance(value, dict):
+        return "a table with " + ", ".join(value)
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _description(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """Return what the schema says about the value at `loc`."""
+    table = _table_at(loc[:-1], model)
+    fields = {field.alias or name: field for name, field in table.model_fields.items()} if table else {}
+    return (fields[str(loc[-1])].description if str(loc[-1]) in fields else None) or "see `masert config --schema`"
+
+
 def _keys_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     """Return the keys that the table at `loc` may hold."""
+    table = _table_at(loc, model)
+    return [field.alias or name for name, field in table.model_fields.items()] if table else []
+
+
+def _table_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel] | None:
+    """Return the class of the table at `loc`; None where there is no such table."""
     current: type[BaseModel] = model
     for part in loc:
         if isinstance(part, int):
@@ -67,9 +91,9 @@ def _keys_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
         else:
             nested = [m for m in _flatten(fields.get(part)) if isinstance(m, type) and issubclass(m, BaseModel)]
             if not nested:
-                return []
+                return None
             current = nested[0]
-    return [field.alias or name for name, field in current.model_fields.items()]
+    return current
 
 
 def _models_in(model: type[BaseModel]) -> dict[str, type[BaseModel]]:

@@ -164,6 +164,25 @@ def test_malformed_override(write, override):
         load_config(write(GOOD), [override])
 
 
+def test_an_override_whose_quotes_the_shell_took_says_so(write):
+    with pytest.raises(UsageError, match=r"\[batch,height\] is not TOML") as caught:
+        load_config(write(GOOD), ["export.dynamic=[batch,height]"])
+    assert "--set 'export.dynamic=" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("model.task", "segmentation", "model.task: 'segmentation' is not valid: .*regression, or module:function"),
+        ("data.mean", "0.5", r"data\.mean: should be a list, in \[brackets\], got 0\.5"),
+        ("analyze.runtimes", "torch", r'analyze\.runtimes: should be a list, in \[brackets\], got "torch"'),
+    ],
+)
+def test_a_value_of_another_form_is_told_in_words_of_the_file(write, key, value, line):
+    with pytest.raises(ConfigError, match=line):
+        load_config(write(GOOD), [f"{key}={value}"])
+
+
 def test_schema_knows_the_sections_as_the_file_spells_them():
     properties = Config.model_json_schema(by_alias=True)["properties"]
     assert {"model", "build-engine", "finetune"} <= set(properties)
