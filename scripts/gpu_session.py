@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in one go: tests, verification and benchmarks, within 25 minutes, resumable.
+"""Everything that wants a GPU, in one go: benchmarks, a report, tests, verification; resumable.
 
     python scripts/gpu_session.py --out DIR [--only tests,goals] [--budget SECONDS]
     python scripts/gpu_session.py --out DIR --dry-run        # no GPU: what runs without one
@@ -7,6 +7,7 @@ A machine that ends a command after ten minutes takes several calls: each goes o
 lies in --work, or from a DIR of an earlier call given as --previous. Every part leaves its results in DIR as it goes:
     session.json       which parts are done, their exit codes and seconds
     tests.log          pytest's output
+    report/            the whole pipeline as a user runs it, and two analyses compared, of gpu_report.py
     verify/            verify.json of gpu_verify.py, goals included
     bench/             results.json, timing caches and details of bench_gpu.py; DIR/benchmarks.md is written from it
 """
@@ -38,8 +39,9 @@ class Part:
 
 
 PARTS = (
-    Part("tests", 240),
     Part("goals", 420),  # the benchmark jobs that have goals
+    Part("report", 300),
+    Part("tests", 240),
     Part("verify", 480),
     Part("bench", 360),  # the other jobs
 )
@@ -54,7 +56,9 @@ def command(part: Part, options: argparse.Namespace, seconds: float) -> list[str
     if part.name == "tests":
         tests = ["tests/runtimes/test_trt_gpu.py"]
         return [python, "-m", "pytest", "-m", "gpu", "-q", "-ra", "-p", "no:cacheprovider", *tests]
-    if part.name == "verify":
+    if part.name == "report":
+        script, found, more = "gpu_report.py", work / "report" / "report.json", []
+    elif part.name == "verify":
         script, found = "gpu_verify.py", work / "verify" / "verify.json"
         more = ["--previous", str(found)]
     else:
@@ -87,6 +91,8 @@ def finished(part: Part, options: argparse.Namespace, code: int | str) -> bool:
     """Tell whether there is nothing left for another call to do; failed tests are a result, too."""
     if part.name == "tests":
         return code in (0, 1, 5)
+    if part.name == "report":
+        return "agreement" in load(options.work / "report" / "report.json")
     if part.name == "verify":
         told = load(options.work / "verify" / "verify.json")
         return code == 0 and "layers" in told and "out of time" not in told["layers"].values()
@@ -102,7 +108,7 @@ def load(path: Path) -> dict:
 def keep(options: argparse.Namespace, session: dict) -> None:
     """Copy what there is by now to where it is left."""
     (options.work / "session.json").write_text(json.dumps(session, indent=1) + "\n")
-    for name in ("session.json", "benchmarks.md", "verify", "bench", *(f"{part.name}.log" for part in PARTS)):
+    for name in ("session.json", "benchmarks.md", "report", "verify", "bench", *(f"{part.name}.log" for part in PARTS)):
         source, target = options.work / name, options.out / name
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
