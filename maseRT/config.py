@@ -69,7 +69,10 @@ class ModelSection(Section):
 class DataSection(Section):
     """[data]: the data set, and how it is split."""
 
-    name: str = Field(description="digits, fashion-mnist, cifar10, jsc, npz, image-folder, or package.module:factory.")
+    name: str = Field(
+        description="digits, fashion-mnist, cifar10, jsc, npz, image-folder, or package.module:factory. Inputs of int32 "
+        "or int64 are ids, such as tokens."
+    )
     path: Path | None = Field(None, description="Where the files lie.")
     batch_size: Positive = 64
     validation: float = Field(0.15, gt=0, lt=1, description="Share of the training data kept for validation.")

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maseRT.data.checks import check_data, labels_of
+    from maseRT.data.checks import check_data, extreme_ids, labels_of
     from maseRT.data.files import SOURCES, data_files
     from maseRT.data.loading import calibration_subset, load_data, loader
     from maseRT.data.splits import Splits
@@ -21,6 +21,7 @@ _HOME = {
     "calibration_subset": "loading",
     "check_data": "checks",
     "data_files": "files",
+    "extreme_ids": "checks",
     "labels_of": "checks",
     "load_data": "loading",
     "loader": "loading",
@@ -32,6 +33,7 @@ __all__ = [
     "calibration_subset",
     "check_data",
     "data_files",
+    "extreme_ids",
     "labels_of",
     "load_data",
     "loader",

@@ -12,30 +12,34 @@ import numpy.typing as npt
 from maseRT.config import DataSection
 from maseRT.errors import UsageError
 
+ID_TYPES = ("int32", "int64")
+"""The types of inputs that a model looks up in a table, and that stay as they are."""
+
 _CHUNK = 4096  # samples whose finiteness is tested at a time, so that no mask of the whole array is made
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """One part of a data set: inputs [N, ...] in float32 and labels [N] in int64, or other targets [N, ...].
+    """One part of a data set: inputs [N, ...] and labels [N] in int64, or other targets [N, ...].
 
-    Other targets are float32 or int64.
+    Inputs are float32; or int32 or int64 where they are ids, such as tokens. Other targets are float32 or int64.
     """
 
-    inputs: npt.NDArray[np.float32]
+    inputs: npt.NDArray[Any]
     labels: npt.NDArray[Any]
 
 
 def checked_arrays(
-    inputs: npt.NDArray[Any], labels: npt.NDArray[Any], *, where: str, any_targets: bool = False
+    inputs: npt.NDArray[Any], labels: npt.NDArray[Any], *, where: str, any_targets: bool = False, ids: bool = False
 ) -> Arrays:
     """Return `Arrays` of inputs [N, ...] (any real type, values unchanged) and labels [N] (any integer type).
 
     Args:
-        inputs: of the samples.
+        inputs: of the samples; they become float32.
         labels: of the samples; other targets [N, ...], of any real type, only with `any_targets`.
         where: for errors.
         any_targets: what fits is told later, when the task is known.
+        ids: inputs of `ID_TYPES` are ids, and stay as they are.
 
     Raises:
         UsageError: another shape or type, no samples, lengths that differ, or a value that is not finite in float32.
@@ -48,8 +52,9 @@ def checked_arrays(
     if len(inputs) != len(labels):
         raise UsageError(f"{len(inputs)} inputs but {len(labels)} labels", where=where)
     kind = np.float32 if labels.dtype.kind == "f" else np.int64
+    input_kind = inputs.dtype.newbyteorder("=") if ids and inputs.dtype.name in ID_TYPES else np.float32
     with np.errstate(over="ignore"):
-        arrays = Arrays(np.ascontiguousarray(inputs, dtype=np.float32), np.ascontiguousarray(labels, dtype=kind))
+        arrays = Arrays(np.ascontiguousarray(inputs, dtype=input_kind), np.ascontiguousarray(labels, dtype=kind))
     _check_finite(arrays.inputs, "", where=where)
     if kind is np.float32:
         _check_finite(arrays.labels, " in its target", where=where)
@@ -95,8 +100,9 @@ def _check_targets(targets: npt.NDArray[Any], *, where: str) -> None:
 
 
 def check_same_shape(parts: Mapping[str, Arrays], *, where: str) -> None:
-    """Refuse parts whose samples or targets have other shapes than those of the training data."""
-    expected = parts["train"].inputs.shape[1:]
+    """Refuse parts whose samples or targets have other shapes or types than those of the training data."""
+    inputs = parts["train"].inputs
+    expected = inputs.shape[1:]
     targets = parts["train"].labels
     for part, arrays in parts.items():
         labels = arrays.labels
@@ -106,6 +112,9 @@ def check_same_shape(parts: Mapping[str, Arrays], *, where: str) -> None:
         if arrays.inputs.shape[1:] != expected:
             got = f"{part} samples have shape {list(arrays.inputs.shape[1:])}"
             raise UsageError(f"{got}, train samples {list(expected)}", where=where)
+        if arrays.inputs.dtype != inputs.dtype:
+            what = f"{part} samples are {arrays.inputs.dtype}, train samples {inputs.dtype}"
+            raise UsageError(what, where=where, fix="store all parts in one type: int32 or int64 stay as they are")
 
 
 def outputs_for(parts: Iterable[Arrays]) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from maseRT.data.splits import Splits
@@ -119,6 +120,31 @@ def held_labels(dataset: Any) -> Labels | None:
     if getattr(dataset, "target_transform", None) is not None:
         return None
     return _as_labels(getattr(dataset, "labels", getattr(dataset, "targets", None)))
+
+
+def extreme_ids(splits: Splits) -> Tensor | None:
+    """Return the samples [N, ...] with the least and the greatest ids of every part, which a model must know.
+
+    None where inputs are no ids, or no part holds them in memory: samples are not read for it.
+    """
+    found = []
+    for dataset in splits.parts().values():
+        ids = _held_inputs(dataset)
+        if ids is None or ids.is_floating_point() or not ids.numel():
+            continue
+        rows = ids.reshape(len(ids), -1)
+        found += [ids[rows.amin(dim=1).argmin()], ids[rows.amax(dim=1).argmax()]]
+    return torch.stack(found) if found else None
+
+
+def _held_inputs(dataset: Any) -> Tensor | None:
+    if isinstance(dataset, Subset):
+        inner = _held_inputs(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
+    if type(dataset) is TensorDataset:
+        return dataset.tensors[0]
+    held = getattr(dataset, "inputs", None)
+    return held if isinstance(held, Tensor) else None
 
 
 def _as_labels(held: Any) -> Labels | None:

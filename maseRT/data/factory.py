@@ -9,30 +9,33 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from maseRT.config import DataSection
+from maseRT.data.arrays import ID_TYPES
 from maseRT.data.checks import held_labels, known_labels
 from maseRT.data.splits import PARTS, Splits
 from maseRT.errors import MaseRTError, UsageError
 from maseRT.factories import call_factory
 
 _FIX = "return (train, validation, test), each with __len__ and __getitem__ that gives an (input, target) pair"
-
+_ID_TYPES = tuple(getattr(torch, name) for name in ID_TYPES)
 
 Target = int | Tensor
 
 
 class CheckedDataset(Dataset[tuple[Tensor, Target]]):
-    """A user's data set as (float32 tensor of one shape, target) pairs; anything else is a UsageError.
+    """A user's data set as (tensor of one shape and type, target) pairs; anything else is a UsageError.
 
-    Inputs may be floating-point tensors or arrays. Targets may be ints or integers of zero dimensions, which are given
+    Inputs may be tensors or arrays: floating-point ones are given as float32, int32 and int64 ones, which are ids such
+    as tokens, as they are. Targets may be ints or integers of zero dimensions, which are given
     as ints, or floats, tensors and arrays, which are given as float32 or int64 tensors; all of one kind and shape.
     """
 
     def __init__(self, dataset: Any, *, part: str, where: str) -> None:
         self.dataset = dataset
         self._shape: tuple[int, ...] | None = None
+        self._type: torch.dtype | None = None
         self._target_like = ""
         self._part = part
         self._where = where
@@ -57,22 +60,32 @@ class CheckedDataset(Dataset[tuple[Tensor, Target]]):
         """The labels that the user's data set holds, unread; None when it holds none."""
         return held_labels(self.dataset)
 
+    @property
+    def inputs(self) -> Tensor | None:
+        """The inputs that the user's data set holds, unread; None when it is no TensorDataset."""
+        return self.dataset.tensors[0] if type(self.dataset) is TensorDataset else None
+
     def sample_name(self, index: int) -> str:
         """Return what errors call the sample."""
         return f"sample {index} of the {self._part} data"
 
     def expect(self, sample: tuple[Tensor, Target]) -> None:
-        """Refuse inputs of any other shape, and targets of any other kind or shape, from now on."""
+        """Refuse inputs of any other shape or type, and targets of any other kind or shape, from now on."""
         self._shape = tuple(sample[0].shape)
+        self._type = sample[0].dtype
         self._target_like = _like(sample[1])
 
     def _input(self, index: int, value: Any) -> Tensor:
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise self._error(index, f"has an input that is not a floating-point tensor but {_described(value)}")
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fi" else value
+        if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.dtype in _ID_TYPES):
+            what = f"has an input that is not one tensor of floats or of int32 or int64 ids but {_described(value)}"
+            raise self._error(index, what)
         if self._shape is not None and tuple(tensor.shape) != self._shape:
             raise self._error(index, f"has shape {list(tensor.shape)}, the first one {list(self._shape)}")
-        return tensor.detach().to(dtype=torch.float32)
+        checked = tensor.detach().to(dtype=torch.float32) if tensor.is_floating_point() else tensor.detach()
+        if self._type not in (None, checked.dtype):
+            raise self._error(index, f"is {_type_name(checked.dtype)}, the first one {_type_name(self._type)}")
+        return checked
 
     def _target(self, index: int, value: Any) -> Target:
         target = _as_target(value)
@@ -132,6 +145,10 @@ def _as_target(value: Any) -> Target | None:
     if tensor.is_floating_point():
         return tensor.to(dtype=torch.float32)
     return int(tensor) if tensor.dim() == 0 else tensor.to(dtype=torch.int64)
+
+
+def _type_name(kind: torch.dtype | None) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _like(target: Target) -> str:

@@ -39,7 +39,7 @@ def load_data(section: DataSection, *, seed: int) -> Splits:
 def loader(
     dataset: Dataset[Any], *, batch_size: int, shuffle: bool = False, seed: int = 0, workers: int = 0
 ) -> DataLoader[Any]:
-    """Return batches of (float32 [N, ...], targets, int64 [N] if labels); the last, short batch is never dropped.
+    """Return batches of (inputs [N, ...], targets, int64 [N] if labels); the last, short batch is never dropped.
 
     Args:
         shuffle: in an order drawn from `seed`, another one in each pass; independent of `workers`. A run that may

@@ -23,13 +23,17 @@ ArrayPair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 def read_npz(section: DataSection, *, seed: int) -> Splits:
     """Return the arrays x [N, ...] and y [N] or [N, ...], or x_train, y_train, x_val, y_val, x_test and y_test.
 
-    Inputs and floating-point targets become float32, integer targets int64. There are as many classes as the largest
-    label plus one.
+    Inputs of int32 or int64 are ids, such as tokens, and stay as they are; all others, uint8 images too, and
+    floating-point targets become float32, integer targets int64. There are as many classes as the largest label plus
+    one.
     Parts that are not there are cut off the training data. Validation may be spelled val, valid or validation.
     """
     (path,) = npz_file(data_path(section))
     pairs = array_pairs(read_npz_arrays(path), where=str(path))
-    parts = {part: checked_arrays(*pair, where=f"{path} ({part})", any_targets=True) for part, pair in pairs.items()}
+    parts = {
+        part: checked_arrays(*pair, where=f"{path} ({part})", any_targets=True, ids=True)
+        for part, pair in pairs.items()
+    }
     check_same_shape(parts, where=str(path))
     return splits_from_arrays(parts, section, seed=seed, num_classes=outputs_for(parts.values()))
 

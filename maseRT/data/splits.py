@@ -21,8 +21,9 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set in three parts, each of (float32 tensor of `input_shape`, target) pairs.
+    """A data set in three parts, each of (tensor of `input_shape`, target) pairs.
 
+    The tensors are float32; or all int32 or all int64 where they are ids, such as tokens.
     A target is an integer label, or whatever another task than classification takes: an int64 or float32 tensor.
 
     Attributes:

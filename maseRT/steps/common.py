@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from maseRT.checkpoints import load_tensors, save_tensors
 from maseRT.config import Config
-from maseRT.data import Splits, check_data, load_data, loader
+from maseRT.data import Splits, check_data, extreme_ids, load_data, loader
 from maseRT.errors import StepError
 from maseRT.evaluate import Metrics, evaluate_module
 from maseRT.factories import load_module
@@ -74,6 +74,9 @@ def set_up(context: Context) -> Setting:
     model = new_model(context, num_classes=splits.num_classes, input_shape=splits.input_shape)
     inputs, targets = next(iter(loader(splits.train, batch_size=2)))
     outputs = check_model(model, inputs, classes=task.classes)
+    ids = extreme_ids(splits)
+    if ids is not None:
+        check_model(model, ids, classes=task.classes)
     check_data(splits, outputs=outputs_in(outputs), classes=task.classes)
     check_task(task, outputs, targets)
     return Setting(splits, model, inputs, outputs_in(outputs), task)

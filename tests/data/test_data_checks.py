@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from maseRT.config import DataSection
-from maseRT.data import Splits, check_data, labels_of, load_data
+from maseRT.data import Splits, check_data, extreme_ids, labels_of, load_data
 from maseRT.errors import UsageError
 
 
@@ -111,3 +111,15 @@ def test_labels_that_are_not_held_or_do_not_agree_are_read(held):
     data = Reads([0, 1, 2, 1], **held)
     assert labels_of(data).tolist() == [0, 1, 2, 1]
     assert labels_of(ConcatDataset([data, labelled(5)])).tolist() == [0, 1, 2, 1, 5]
+
+
+def test_extreme_ids_of_every_part_without_reading_a_sample():
+    ids = torch.arange(24).reshape(12, 2)
+    whole = TensorDataset(ids, torch.arange(12) % 3)
+    parts = Subset(whole, [3, 1, 2]), Subset(Subset(whole, [5, 6, 7]), [1, 0]), TensorDataset(*whole[8:])
+    found = extreme_ids(Splits("own", *parts, input_shape=(2,), num_classes=3))
+    assert found.tolist() == [[2, 3], [6, 7], [10, 11], [12, 13], [16, 17], [22, 23]]
+    unread = Reads([0, 1, 2])
+    assert extreme_ids(Splits("own", unread, unread, unread, input_shape=(2,), num_classes=3)) is None
+    assert unread.reads == 0
+    assert extreme_ids(splits()) is None  # floats

@@ -73,6 +73,16 @@ def test_inputs_become_float32_and_labels_integers(given, pair):
     assert labels.tolist() == [1] * 6
 
 
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+@pytest.mark.parametrize("made", ["torch.tensor([7, 9], dtype=torch.{})", "np.array([7, 9], dtype=np.{})"])
+def test_ids_stay_as_they_are(given, kind, made):
+    splits = given(f"return (Pairs([({made.format(kind)}, 1)] * 6),) * 3")
+    inputs, _ = next(iter(loader(splits.train, batch_size=6)))
+    assert inputs.dtype == getattr(torch, kind)
+    assert inputs.tolist() == [[7, 9]] * 6
+    assert splits.input_shape == (2,)
+
+
 def test_the_number_of_classes_where_it_is_known(given):
     body = "data = Pairs([(torch.ones(2), n % 4) for n in range(8)])\n"
     assert given(body + "return data, data, data").num_classes is None
@@ -108,10 +118,13 @@ def test_a_factory_that_gives_something_else(given, body, message):
         ("(torch.ones(2), 1, 2)", r"is not an \(input, target\) pair but a tuple of length 3"),
         (
             "(torch.ones(2, dtype=torch.uint8), 1)",
-            r"not a floating-point tensor but a Tensor of shape \[2\] and type torch\.uint8",
+            r"not one tensor of floats or of int32 or int64 ids but a Tensor of shape \[2\] and type torch\.uint8",
         ),
-        ("(np.ones(2, dtype=int), 1)", "not a floating-point tensor but a ndarray"),
-        ("([1.0, 2.0], 1)", "not a floating-point tensor but a list of length 2"),
+        ("(torch.ones(2) > 0, 1)", r"not one tensor of floats .* ids but a Tensor of shape \[2\] and type torch\.bool"),
+        ("(np.ones(2) + 1j, 1)", r"not one tensor of floats .* but a ndarray of shape \[2\] and type complex128"),
+        ("([1.0, 2.0], 1)", "not one tensor of floats or of int32 or int64 ids but a list of length 2"),
+        ("((torch.ones(2), torch.ones(2)), 1)", "not one tensor of floats .* ids but a tuple of length 2"),
+        ("(np.ones(2, dtype=int), 1)", "is int64, the first one float32"),
         ("(torch.ones(3), 1)", r"has shape \[3\], the first one \[2\]"),
         ("(torch.ones(2), True)", "a target that is no number and no tensor of numbers but a bool"),
         ("(torch.ones(2), [0, 1])", "a target that is no number and no tensor of numbers but a list of length 2"),

@@ -93,6 +93,32 @@ def test_npz_of_other_targets(tmp_path, targets, outputs, dtype):
 
 
 @pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        ("int64", torch.int64),
+        (">i8", torch.int64),
+        ("int32", torch.int32),
+        ("uint8", torch.float32),
+        ("int16", torch.float32),
+        ("uint32", torch.float32),
+        ("float64", torch.float32),
+    ],
+)
+def test_npz_keeps_ids_and_turns_other_numbers_to_floats(tmp_path, stored, given):
+    x = (np.arange(80).reshape(20, 4) * 3).astype(stored)
+    splits = read("npz", save_npz(tmp_path, x=x, y=np.arange(20) % 3))
+    parts = [inputs_of(part) for part in splits.parts().values()]
+    assert {part.dtype for part in parts} == {given}
+    assert sorted(torch.cat(parts).flatten().tolist()) == sorted(x.astype("int64").flatten().tolist())
+
+
+def test_npz_parts_of_several_types(tmp_path):
+    x, y = np.arange(80).reshape(20, 4), np.arange(20) % 3
+    with pytest.raises(UsageError, match="test samples are float32, train samples int64"):
+        read("npz", save_npz(tmp_path, x_train=x, y_train=y, x_test=x.astype("uint8"), y_test=y))
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["images", "labels"], "holds images, labels; looked for x and y, or x_train and y_train"),

@@ -93,3 +93,18 @@ def test_weights_that_are_not_finite(value):
         model.weight[1, 2] = value
     with pytest.raises(UsageError, match=r"NaN or infinity in weight \(1 of 12 values\)"):
         check_model(model, EXAMPLE)
+
+
+def test_ids_go_into_an_embedding():
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Flatten(), nn.Linear(8, 3))
+    assert check_model(model, torch.tensor([[0, 7], [3, 3]])).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [(nn.Embedding(7, 3), "IndexError: index out of range"), (nn.Linear(2, 3), "RuntimeError: ")]
+)
+def test_ids_that_a_model_cannot_take(model, why):
+    with pytest.raises(UsageError, match=rf"cannot take int64 ids from 0 to 7, of shape \[2, 2\]: {why}") as caught:
+        check_model(model, torch.tensor([[0, 7], [3, 3]]))
+    assert "below the num_embeddings of an nn.Embedding" in caught.value.fix
+    assert 'x.astype("float32")' in caught.value.fix
