@@ -15,11 +15,17 @@ from maseRT.runtimes.base import TensorSpec
 
 Array = npt.NDArray[Any]
 
+_IDS = ("int32", "int64")
+
 
 def is_torch(value: Any) -> bool:
     """Tell whether a value is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
 
 
 def dtype_name(value: Any) -> str:
@@ -56,7 +62,7 @@ def check_feed(feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, where: s
         raise UsageError(f"got inputs {sorted(feed)}, takes {names}", where=where)
     for spec in specs:
         value = feed[spec.name]
-        if not (isinstance(value, np.ndarray) or is_torch(value)):
+        if not (_is_array(value) or is_torch(value)):
             kind = type(value).__name__
             raise UsageError(f"input '{spec.name}' is a {kind}, not a numpy array or torch tensor", where=where)
         if dtype_name(value) != spec.dtype:
@@ -64,6 +70,33 @@ def check_feed(feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, where: s
         if spec.shape is not None and not _fits(tuple(value.shape), spec.shape):
             wanted = ", ".join("any" if size is None else str(size) for size in spec.shape)
             raise UsageError(f"input '{spec.name}' has shape {list(value.shape)}, not [{wanted}]", where=where)
+
+
+def with_ids_as_taken(feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, where: str) -> Mapping[str, Any]:
+    """Return a feed whose ids, int32 or int64, have the one of these types that the session takes; all else stays.
+
+    TensorRT 8 knows no int64: its engines take int32 in place of it.
+
+    Raises:
+        UsageError: an id is too large for int32.
+    """
+    taken = {spec.name: spec.dtype for spec in specs if spec.dtype in _IDS}
+    given = {name: value for name, value in feed.items() if name in taken and (_is_array(value) or is_torch(value))}
+    changed = {
+        name: _ids_as(value, taken[name], name=name, where=where)
+        for name, value in given.items()
+        if dtype_name(value) in _IDS and dtype_name(value) != taken[name]
+    }
+    return {**feed, **changed} if changed else feed
+
+
+def _ids_as(value: Any, dtype: str, *, name: str, where: str) -> Any:
+    limits = np.iinfo(dtype)
+    count = value.numel() if is_torch(value) else value.size
+    if count and not limits.min <= int(value.min()) <= int(value.max()) <= limits.max:
+        what = f"input '{name}' holds ids from {int(value.min())} to {int(value.max())}"
+        raise UsageError(f"{what}; {dtype}, which it takes, ends at {limits.max}", where=where)
+    return value.to(getattr(sys.modules["torch"], dtype)) if is_torch(value) else value.astype(dtype)
 
 
 def to_numpy(value: Any) -> Array:

@@ -24,7 +24,7 @@ from maseRT.onnxrt.providers import (
     why_unavailable,
 )
 from maseRT.runtimes.base import Call, TensorSpec
-from maseRT.runtimes.feeds import arrays_fit, check_feed, like_feed, to_numpy
+from maseRT.runtimes.feeds import arrays_fit, check_feed, like_feed, to_numpy, with_ids_as_taken
 
 if TYPE_CHECKING:
     from maseRT.runtimes.trt.cuda import Resources
@@ -258,6 +258,7 @@ class OnnxSession(Closing):
         """
         if arrays_fit(feed, self.inputs):
             return self._run(feed)
+        feed = with_ids_as_taken(feed, self.inputs, where=OnnxRuntime.name)
         check_feed(feed, self.inputs, where=OnnxRuntime.name)
         return like_feed(self._run({name: to_numpy(value) for name, value in feed.items()}), feed)
 

@@ -14,6 +14,7 @@ from maseRT.progress import Silent
 from maseRT.records import sha256
 from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Session
+from maseRT.runtimes.feeds import dtype_name
 from maseRT.runtimes.opening import FileOpener
 from maseRT.runtimes.trt.sidecar import STRIPPED
 from maseRT.steps.common import Setting, load_plan
@@ -99,10 +100,10 @@ def _judged(artifact: Artifact) -> Artifact:
 
 def _modules(context: Context, setting: Setting, plan: Plan, label: str) -> Iterator[Artifact]:
     config, workspace = context.config, context.workspace
-    splits = setting.splits
+    splits, inputs = setting.splits, dtype_name(setting.example)
 
     def opener(state: State) -> ModuleOpener:
-        return ModuleOpener(replace(context, reporter=Silent()), state, splits.num_classes, splits.input_shape)
+        return ModuleOpener(replace(context, reporter=Silent()), state, splits.num_classes, splits.input_shape, inputs)
 
     device = context.device
     weights = config.model.checkpoint or workspace.float_checkpoint

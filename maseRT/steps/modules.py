@@ -23,12 +23,14 @@ class ModuleOpener:
         state: "float": the baseline; "calibrated": fake-quantized, before fine-tuning; "final": what is exported.
         num_classes: of the data set; None where it has none.
         input_shape: of one sample.
+        input_dtype: of the samples.
     """
 
     context: Context
     state: State
     num_classes: int | None
     input_shape: tuple[int, ...]
+    input_dtype: str
 
     def build(self) -> nn.Module:
         """Return the model in eval mode, on the CPU."""
@@ -47,4 +49,4 @@ class ModuleOpener:
 
     def __call__(self) -> Session:
         """Return a session on the run's device."""
-        return TorchRuntime().open(self.build(), self.context.device)
+        return TorchRuntime().open(self.build(), self.context.device, input_dtype=self.input_dtype)

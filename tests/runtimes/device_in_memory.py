@@ -124,10 +124,14 @@ class Cuda:
 
 
 class Engine:
-    """An engine with the profiles given: pairs of smallest and largest batch; one pair of equals is a fixed batch."""
+    """An engine with the profiles given: pairs of smallest and largest batch; one pair of equals is a fixed batch.
 
-    def __init__(self, cuda, profiles):
+    Its input is FLOAT, INT32 or INT64.
+    """
+
+    def __init__(self, cuda, profiles, takes):
         self.cuda = cuda
+        self.takes = takes
         self.profiles = profiles
         self.fixed = len(profiles) == 1 and profiles[0][0] == profiles[0][1]
         self.num_io_tensors = 2
@@ -140,7 +144,7 @@ class Engine:
         return name
 
     def get_tensor_dtype(self, name):
-        return SimpleNamespace(name="FLOAT")
+        return SimpleNamespace(name=self.takes if name == "input" else "FLOAT")
 
     def get_tensor_shape(self, name):
         return (self.profiles[0][0] if self.fixed else -1, 4 if name == "input" else 3)
@@ -186,9 +190,10 @@ class Context:
         return True
 
     def _compute(self):
+        kind = {"FLOAT": ctypes.c_float, "INT32": ctypes.c_int32, "INT64": ctypes.c_int64}[self.engine.takes]
         x, y = (
-            np.ctypeslib.as_array((ctypes.c_float * (self.batch * width)).from_address(self.addresses[name]))
-            for name, width in (("input", 4), ("output", 3))
+            np.ctypeslib.as_array((kind * (self.batch * width)).from_address(self.addresses[name]))
+            for name, width, kind in (("input", 4, kind), ("output", 3, ctypes.c_float))
         )
         y[:] = (x.reshape(-1, 4) @ WEIGHT).ravel()
 
@@ -203,8 +208,8 @@ class TensorRT:
     class ILogger:
         pass
 
-    def __init__(self, cuda, profiles):
-        self.engine = Engine(cuda, profiles)
+    def __init__(self, cuda, profiles, takes="FLOAT"):
+        self.engine = Engine(cuda, profiles, takes)
         self.driver_error = ""
 
     def Runtime(self, logger):

@@ -25,6 +25,17 @@ def test_arrays_give_arrays_and_tensors_give_tensors(model):
     torch.testing.assert_close(tensor, expected)
 
 
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_ids_go_in_and_floats_come_out(kind):
+    table = nn.Embedding(9, 3)
+    ids = np.arange(8).reshape(2, 4).astype(kind)
+    with TorchRuntime().open(table, input_dtype=kind) as session:
+        assert [spec.dtype for spec in (*session.inputs, *session.outputs)] == [kind, "float32"]
+        np.testing.assert_array_equal(session.infer({"input": ids})["output"], table.weight.detach().numpy()[ids])
+        with pytest.raises(UsageError, match=f"'input' is float32, not {kind}"):
+            session.infer({"input": ids.astype("float32")})
+
+
 def test_a_training_module_is_evaluated_and_given_back_training(model):
     model.train()
     model[1].eval()

@@ -25,8 +25,8 @@ def cuda(monkeypatch):
 
 @pytest.fixture
 def open_session(cuda):
-    def open_session(*profiles, content=b"engine", cuda_graph=True):
-        trt = TensorRT(cuda, profiles or [(1, 8)])
+    def open_session(*profiles, content=b"engine", cuda_graph=True, takes="FLOAT"):
+        trt = TensorRT(cuda, profiles or [(1, 8)], takes)
         return TrtSession(trt, content, device=0, cuda_graph=cuda_graph, where="model.trt")
 
     return open_session
@@ -235,3 +235,39 @@ def test_bound_runs_leave_no_events_behind(open_session, cuda):
         held = len(cuda.alive)
         bound.device_times_ms(20)
         assert len(cuda.alive) == held
+
+
+def ids(size, kind):
+    return np.random.default_rng(size).integers(-9, 99, size=(size, 4)).astype(kind)
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+@pytest.mark.parametrize("takes", ["INT32", "INT64"])
+def test_ids_may_be_int32_or_int64_whatever_the_engine_takes(open_session, takes, kind):
+    with open_session((4, 8), takes=takes) as session:
+        assert session.inputs == (TensorSpec("input", takes.lower(), (None, 4)),)
+        for size in (8, 3):  # the second one is filled up
+            check(session, ids(size, kind))
+        x = ids(5, kind)
+        np.testing.assert_allclose(session.prepare({"input": x})()[0], x @ WEIGHT, rtol=1e-5)
+        session.bind({"input": x}).run()
+        tensor = session.infer({"input": torch.from_numpy(x)})["output"]
+        np.testing.assert_allclose(tensor.numpy(), x @ WEIGHT, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [2**31, -(2**31) - 1])
+def test_ids_that_int32_cannot_hold(open_session, wrong):
+    x = ids(4, "int64")
+    x[2, 1] = wrong
+    with open_session(takes="INT32") as session:
+        for feed in (x, torch.from_numpy(x)):
+            with pytest.raises(UsageError, match=f"'input' holds ids .*{wrong}.*; int32, which it takes, ends at 2147483647"):
+                session.infer({"input": feed})
+        check(session, ids(4, "int64"))
+        check(session, ids(0, "int64"))
+
+
+@pytest.mark.parametrize("kind", ["float32", "int16", "bool"])
+def test_what_are_no_ids_is_refused(open_session, kind):
+    with open_session(takes="INT64") as session, pytest.raises(UsageError, match=f"'input' is {kind}, not int64"):
+        session.infer({"input": ids(4, "int64").astype(kind)})

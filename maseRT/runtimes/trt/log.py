@@ -19,6 +19,8 @@ _LEVELS = {
     "VERBOSE": logging.DEBUG,
 }
 _LAYER_LIST = "Layers:"
+_REMINDER = "has Int64 binding"
+"""In a warning of the parser about every int64 input, to whoever fills it: sessions go by the engine's own types."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ def logger_for(trt: Any) -> Any:
             self.listener: Heard | None = None
 
         def log(self, severity: Any, message: str) -> None:
-            level = _LEVELS.get(severity.name, logging.INFO)
+            level = _LEVELS.get(severity.name, logging.INFO) if _REMINDER not in message else logging.DEBUG
             target.log(level, "%s", message)
             if self.listener is None:
                 return

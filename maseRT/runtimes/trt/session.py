@@ -16,7 +16,7 @@ import numpy.typing as npt
 from maseRT.closing import Closing
 from maseRT.errors import StepError, UsageError
 from maseRT.runtimes.base import Call, Profile, ShapeRange, TensorSpec
-from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, to_numpy
+from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, to_numpy, with_ids_as_taken
 from maseRT.runtimes.trt.cuda import Resources, capture, checked, cudart, set_device, times_ms
 from maseRT.runtimes.trt.log import listening, make
 from maseRT.runtimes.trt.shapes import Shapes, fit
@@ -84,13 +84,14 @@ class TrtSession(Closing):
         """Run the engine on one batch.
 
         numpy arrays give numpy arrays. Tensors on this session's GPU give tensors there, without passing through host
-        memory, ordered by torch's current stream.
+        memory, ordered by torch's current stream. Ids may be int32 or int64, whichever of the two the engine takes.
 
         Raises:
             UsageError: the feed does not fit the engine.
             StepError: the engine or CUDA failed.
         """
         self._check_open()
+        feed = self._with_ids_as_taken(feed)  # by torch's own stream, where they are tensors on the GPU
         on_device = bool(feed) and all(_on_gpu(value) for value in feed.values())
         if on_device:
             self._order(first=self._torch_stream(), then=self._memory.stream)
@@ -109,7 +110,7 @@ class TrtSession(Closing):
         Like a bound batch, it can be inferred until the next `infer`, `bind` or `prepare`.
         """
         self._check_open()
-        arrays = {name: to_numpy(value) for name, value in feed.items()}
+        arrays = {name: to_numpy(value) for name, value in self._with_ids_as_taken(feed).items()}
         batch = self._place(arrays)  # what fills a short batch up stays there
         generation, memory, copy = self._generation, self._memory, cudart().cudaMemcpyAsync
         kinds = cudart().cudaMemcpyKind
@@ -142,7 +143,7 @@ class TrtSession(Closing):
     def bind(self, feed: Mapping[str, Any]) -> TrtBound:
         """Place one batch in the session's buffers; it stays there until the next `infer` or `bind`."""
         self._check_open()
-        self._place(feed)
+        self._place(self._with_ids_as_taken(feed))
         for _ in range(2):  # the second launch captures the graph
             self._launch()
         self._memory.synchronize()
@@ -153,7 +154,7 @@ class TrtSession(Closing):
         from maseRT.runtimes.trt.profile import layer_times_ms
 
         self._check_open()
-        self._place(feed)
+        self._place(self._with_ids_as_taken(feed))
         context = self._engine.create_execution_context()
         profile, shapes = self._state or (0, {})
         context.set_optimization_profile_async(profile, self._memory.stream)
@@ -263,6 +264,9 @@ class TrtSession(Closing):
         self._context = self._engine = self._runtime = None
 
     # one batch
+
+    def _with_ids_as_taken(self, feed: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_ids_as_taken(feed, self._takes, where=self._where)
 
     def _place(self, feed: Mapping[str, Any]) -> tuple[int, int]:
         """Copy a batch into the input buffers; return its size and the size that is computed."""
