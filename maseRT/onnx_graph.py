@@ -39,12 +39,14 @@ class ExportedLayer:
         float: the type in which it hands its result on, also when it is int8: that of its scales and bias.
         nodes: its nodes, Q/DQ pairs, casts and what only moves data left out.
         products: those of them that multiply with a weight; recurrent nodes, whose products have no names, left out.
+        looks_up: it takes rows of a table, as an embedding does, and nothing else.
     """
 
     precision: str
     float: str
     nodes: tuple[str, ...]
     products: tuple[str, ...] = ()
+    looks_up: bool = False
 
 
 def count_qdq(path: Path) -> int:
@@ -60,7 +62,7 @@ def layer_precisions(path: Path, layers: Iterable[str] | None = None) -> dict[st
     """Return how each torch layer was exported, by its name; layers without nodes of their own are left out.
 
     A layer with weights is int8 when both operands of all its products with a weight come from DequantizeLinear nodes;
-    one without is int8 when what it reads does. Otherwise its nodes' types tell.
+    one without, an embedding among them, is int8 when what it reads does. Otherwise its nodes' types tell.
 
     Args:
         path: the file.
@@ -130,14 +132,26 @@ class _Graph:
             float=self.type_of(computing[-1].output[0]),
             nodes=tuple(node.name for node in computing),
             products=tuple(node.name for node in products if node.op_type not in _RECURRENT),
+            looks_up=all(self._looks_up(node) for node in computing),
         )
 
     def _computes(self, node: NodeProto) -> bool:
         """Whether a node makes new floating-point values from activations."""
         op = node.op_type
+        if self._looks_up(node):
+            return True
         if op in _QDQ or op in _MOVING or op in _SHAPES or op == "Cast" or not self.type_of(node.output[0]):
             return False
         return not all(self._is_constant(name) for name in node.input if name)
+
+    def _looks_up(self, node: NodeProto) -> bool:
+        """Whether a node takes rows of a constant table of floats, as an embedding does."""
+        return (
+            node.op_type == "Gather"
+            and bool(self.type_of(node.output[0]))
+            and self._is_constant(node.input[0])
+            and not self._is_constant(node.input[1])
+        )
 
     def _weight_of(self, node: NodeProto) -> str | None:
         """Return the operand of a product that is a constant matrix."""

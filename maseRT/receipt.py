@@ -28,6 +28,7 @@ class Verdict(StrEnum):
 
     SAME_VALUES: a float layer without weights runs in integers. With no scales but those of the Q/DQ pairs, a compiler
     can only have moved the quantization from behind the layer to its front, as it may across a max pool or a reshape.
+    Or the INT8 table of an embedding is kept in float: its rows are the same.
     """
 
     AS_ASKED = "as asked"
@@ -271,6 +272,7 @@ def _merged(parts: Sequence[ExportedLayer]) -> ExportedLayer | None:
         float=_joined(part.float for part in parts),
         nodes=tuple(node for part in parts for node in part.nodes),
         products=tuple(node for part in parts for node in part.products),
+        looks_up=all(part.looks_up for part in parts),
     )
 
 
@@ -311,7 +313,8 @@ def _verdict(asked: str, wanted: set[str], exported: ExportedLayer, runs_in: str
         return Verdict.FUSED
     if shown <= wanted or (shown & wanted and not exported.products):
         return Verdict.AS_ASKED
-    return Verdict.SAME_VALUES if shown == {"int8"} and not exported.products else Verdict.DIFFERS
+    moved = shown == {"int8"} and not exported.products
+    return Verdict.SAME_VALUES if moved or (asked == "int8" and exported.looks_up) else Verdict.DIFFERS
 
 
 def _kernel(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) -> Kernel:

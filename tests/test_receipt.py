@@ -159,6 +159,15 @@ def test_a_product_of_which_no_kernel_tells_is_not_observed(built):
     assert verdicts["stem"] is verdicts["last"] is Verdict.NOT_OBSERVED
 
 
+def test_an_int8_table_that_is_kept_in_float_has_the_same_rows(built):
+    """`up` stands for an embedding: asked for and exported in INT8, executed in FP16."""
+    plan, layers, info = built
+    changed = {**layers, "up": replace(layers["up"], looks_up=True)}
+    receipt = receipt_from(plan, changed, info, onnx_sha256="")
+    (table,) = (layer for layer in receipt.layers if layer.name == "up")
+    assert (table.executed, table.verdict) == ("fp16", Verdict.SAME_VALUES)
+
+
 def test_attention_is_judged_by_its_projections(tmp_path):
     """The products of activations inside stay float, and so does what scales behind the INT8 kernels."""
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ from maseRT.onnxrt.completion import (
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.pads import absorb_pads
 from maseRT.onnxrt.unsigned import Range, make_unsigned, refine_nonnegative, signed_tensors
-from maseRT.onnxrt.weights import round_float_weights, store_weights_as_int8, transpose_weights
+from maseRT.onnxrt.weights import look_up_integers, round_float_weights, store_weights_as_int8, transpose_weights
 
 RangesOf = Callable[[ModelProto, Sequence[str]], Mapping[str, Range]]
 """Measures the least and greatest value of tensors in a model on calibration data."""
@@ -132,6 +132,7 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
     keep_relus_apart(graph)
     biases = quantize_biases(graph)
     stored = store_weights_as_int8(graph)
+    look_up_integers(graph)
     rounded = round_float_weights(graph)
     transpose_weights(graph)
     return graph.finish(), Form(

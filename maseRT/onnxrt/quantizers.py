@@ -19,8 +19,8 @@ Calibrator = Literal["minmax", "entropy", "percentile"]
 Feed = Mapping[str, Array]
 
 _CALIBRATORS: dict[Calibrator, str] = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-_DYNAMIC_OPS = ["MatMul", "Gemm", "LSTM", "Attention"]
-"""Convolutions with dynamic ranges run slower than in float."""
+_DYNAMIC_OPS = ["MatMul", "Gemm", "LSTM", "Attention", "Gather"]
+"""Of Gather, the tables of embeddings alone. Convolutions with dynamic ranges run slower than in float."""
 _TOKEN_OPS = ["Conv", "MatMul", "Gemm"]
 """What is quantized where the model normalizes layers: additions and softmaxes of integers cost accuracy there."""
 

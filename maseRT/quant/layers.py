@@ -28,6 +28,7 @@ from maseRT.quant.convolution import (
     transposed,
     weighted,
 )
+from maseRT.quant.embedding import QuantEmbedding, embedded, embedding_refusal
 from maseRT.quant.lstm import QuantLSTM, QuantLSTMCell, lstm_cell_operands, lstm_operands
 from maseRT.quant.operand import Operand, weight_operand
 from maseRT.quant.own_code import base_of, own_forward, store_computed, twin_of
@@ -42,12 +43,14 @@ class LayerKind:
         twin: the class that a layer of this type takes on.
         operands: the quantized tensors of a given layer, inputs first.
         folds_batchnorm: a BatchNorm behind it can become part of its weight and bias.
+        refusal: why a given layer cannot be quantized, None when it can; as far as its weights do not tell.
         settle: what is done to a layer before it takes on the twin's class.
     """
 
     twin: type[nn.Module]
     operands: Callable[[nn.Module], tuple[Operand, ...]]
     folds_batchnorm: bool = False
+    refusal: Callable[[nn.Module], str | None] = lambda layer: None
     settle: Callable[[nn.Module], None] = lambda layer: None
 
 
@@ -71,6 +74,7 @@ LAYERS: dict[type[nn.Module], LayerKind] = {
     nn.AdaptiveAvgPool1d: LayerKind(pooling.QuantAdaptiveAvgPool1d, pooling.pooled),
     nn.AdaptiveAvgPool2d: LayerKind(pooling.QuantAdaptiveAvgPool2d, pooling.pooled),
     nn.AdaptiveAvgPool3d: LayerKind(pooling.QuantAdaptiveAvgPool3d, pooling.pooled),
+    nn.Embedding: LayerKind(QuantEmbedding, embedded, refusal=embedding_refusal),
     nn.LSTM: LayerKind(QuantLSTM, lstm_operands),
     nn.LSTMCell: LayerKind(QuantLSTMCell, lstm_cell_operands),
     nn.MultiheadAttention: LayerKind(QuantMultiheadAttention, attention_operands),
@@ -155,7 +159,7 @@ def refusal(layer: nn.Module) -> str | None:
     if kind is None:
         return _unknown(layer)
     reasons = (_weight_refusal(layer, operand) for operand in kind.operands(layer) if operand.role == "weight")
-    return next((reason for reason in reasons if reason is not None), None)
+    return next((reason for reason in (kind.refusal(layer), *reasons) if reason is not None), None)
 
 
 def _unknown(layer: nn.Module) -> str:

@@ -486,10 +486,12 @@ def flow_of(graph: Graph, *, folded: frozenset[str], inside: Callable[[Node], st
 
     pairs: dict[tuple[str, str], None] = {}
     for node in graph.nodes:
-        if passes(node) or not (node.floating or node.kind is Kind.INPUT):
+        if passes(node) or not node.floating:
             continue
         producer = INPUT if node.kind is Kind.INPUT else inside(node)
         for reader, _ in graph.final_readers(node.index, passes):
+            if reader.kind is Kind.OPERATION and not reader.floating:
+                continue  # a comparison, which takes any type
             consumer = OUTPUT if reader.kind is Kind.OUTPUT else inside(reader)
             if producer != consumer:
                 pairs[producer, consumer] = None

@@ -199,7 +199,8 @@ class _Planner:
     def _choices(self) -> dict[str, _Choice]:
         choices = {layer.name: self._choice(layer) for layer in self._layers}
         tiny = {name for name, choice in choices.items() if choice.tiny}
-        if all(layer.name in tiny for layer in self._layers if layer.weighted):
+        multiplying = [each for each in self._layers if each.weighted and not self._is_table(each.name)]
+        if all(layer.name in tiny for layer in multiplying):
             for name in tiny:
                 choices[name] = _Choice(Precision.INT8, "default; tiny, but the model has nothing larger")
         return choices
@@ -229,6 +230,10 @@ class _Planner:
         by_name = rule is not None and (rule.name or rule.regex or rule.type) is not None
         if isinstance(module, RECURRENT) and not by_name:
             return "INT8 would unroll it over time; a rule that names it or its type asks for that"
+        if self._is_table(layer.name) and not by_name:
+            return "a table to look up: INT8 makes it smaller, not faster; a rule that names it or its type asks for it"
+        if self._is_table(layer.name) and self._feeds_recurrent(layer.name):
+            return "TensorRT-RTX builds no engine of an INT8 table that a recurrent layer reads"
         if rule is not None:
             return None
         if is_depthwise(module) and not self._section.depthwise:
@@ -241,6 +246,16 @@ class _Planner:
         if not isinstance(module, tuple(LAYERS)):
             return f"a {type(module).__name__} has no quantized form"
         return refusal(module) or self._backend.refusal(module)
+
+    def _is_table(self, name: str) -> bool:
+        return isinstance(self._modules[name], nn.Embedding)
+
+    def _feeds_recurrent(self, name: str) -> bool:
+        """Whether a recurrent layer reads what a layer writes, as it is."""
+        if self._graph is None:
+            return False
+        readers = [self._graph.final_readers(call.index, lambda node: node.passes) for call in self._calls[name]]
+        return any(isinstance(reader.module, RECURRENT) for found in readers for reader, _ in found)
 
     def _is_free_pool(self, name: str, module: nn.Module) -> bool:
         return isinstance(module, POOLS) and self._refusal(module) is None and len(self._calls.get(name, [])) == 1

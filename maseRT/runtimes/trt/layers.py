@@ -17,6 +17,7 @@ CONVERSIONS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Identity
 
 _WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "int8")
 _QUANTIZED = frozenset({"fp8", "int8"})
+_IDS = frozenset({"int32", "int64"})
 _GENERATED = frozenset({"kgen", "pointwise", "pointwisev2"})
 _OPAQUE = frozenset({"myelin"})  # TensorRT 8: many operations in one layer, of which only the ends are told
 _CONVERTING = frozenset({"cast", "noop", "reformat"})
@@ -112,7 +113,7 @@ def _precision(layer: EngineLayer) -> str:
 
     That is its weights' type where an input has it too, or where the inputs' types are not told. A library kernel that
     reads nothing but integers computes in them; a generated one converts them first, and may cast inside to where no
-    tensor shows it.
+    tensor shows it. What reads ids alone and holds integers looks up a table of integers.
     """
     if layer.type.lower() in _OPAQUE:
         return ""
@@ -122,6 +123,9 @@ def _precision(layer: EngineLayer) -> str:
     untold = layer.inputs and not any(tensor.dtype for tensor in layer.inputs)  # "N/A due to dynamic shapes"
     if weights in taken or (untold and not generated):
         return weights
+    tables = _matrix_types(layer.constants) & _QUANTIZED
+    if tables and layer.inputs and _IDS.issuperset(tensor.dtype for tensor in layer.inputs):
+        return "+".join(sorted(tables))
     if taken <= _QUANTIZED and not generated:
         return "+".join(sorted(taken))
     floats = taken.union(tensor.dtype for tensor in layer.outputs).intersection(_WIDEST_FIRST) - _QUANTIZED
@@ -142,8 +146,16 @@ def _casts_inside(layer: EngineLayer) -> bool:
 
 def _weights(constants: Iterable[EngineTensor]) -> str:
     """Return the type of the largest constant that is more than a vector; "" where there is none."""
-    matrices = [each for each in constants if sum(size > 1 for size in each.shape) > 1]
+    matrices = _matrices(constants)
     return max(matrices, key=lambda each: prod(each.shape)).dtype if matrices else ""
+
+
+def _matrix_types(constants: Iterable[EngineTensor]) -> set[str]:
+    return {each.dtype for each in _matrices(constants)}
+
+
+def _matrices(constants: Iterable[EngineTensor]) -> list[EngineTensor]:
+    return [each for each in constants if sum(size > 1 for size in each.shape) > 1]
 
 
 def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
