@@ -34,13 +34,15 @@ Decay = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """A frozen table of a config; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
     """[run]: what holds for every step."""
 
-    seed: int = Field(0, ge=0, description="Seeds the data split, the initial weights, shuffling and dropout.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seeds the data split, the initial weights, shuffling and dropout."
+    )
     threads: Positive | None = Field(
         None, description="CPU threads; all cores when absent. Tiny models are faster with 1."
     )
@@ -70,8 +72,8 @@ class DataSection(Section):
     """[data]: the data set, and how it is split."""
 
     name: str = Field(
-        description="digits, fashion-mnist, cifar10, jsc, npz, image-folder, or package.module:factory. Inputs of int32 "
-        "or int64 are ids, such as tokens."
+        description="digits, fashion-mnist, cifar10, jsc, npz, image-folder, or package.module:factory. Inputs of "
+        "int32 or int64 are ids, such as tokens."
     )
     path: Path | None = Field(None, description="Where the files lie.")
     batch_size: Positive = 64
@@ -399,9 +401,13 @@ class GateSection(Section):
         None, description="The row that is judged; default: the engine if it ran, else the fastest deployed row."
     )
     max_accuracy_drop: float | None = Field(None, ge=0, description="Of the primary metric, against the float model.")
-    min_speedup: Speedup | tuple[Speedup, ...] | None = Field(
-        None, description="{ over = ROW, ratio = R }, or several: median latency, end to end."
-    )
+    min_speedup: (
+        Annotated[
+            Annotated[Speedup, Tag("Speedup")] | Annotated[tuple[Speedup, ...], Tag("Speedups")],
+            Discriminator(lambda value: "Speedups" if isinstance(value, list | tuple) else "Speedup"),
+        ]
+        | None
+    ) = Field(None, description="{ over = ROW, ratio = R }, or several: median latency, end to end.")
     max_latency_ms: Rate | None = Field(None, description="Median of one batch, end to end.")
     max_size_mb: Rate | None = Field(None, description="On disk, in 10^6 bytes.")
     min_agreement: float | None = Field(None, ge=0, le=1, description="Share of samples with the float model's label.")
@@ -493,7 +499,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomli.loads(path.read_text(encoding="utf-8"))
+        return _toml(path.read_text(encoding="utf-8-sig"), where=str(path))
     except FileNotFoundError:
         raise UsageError(
             "no such config file", where=str(path), fix="check the path, or write one with `masert init`"
@@ -505,6 +511,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"not TOML: {error.msg}", where=where, fix="correct that line") from error
 
 
+def _toml(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:  # hundreds of brackets, numbers of thousands of digits
+        raise UsageError(f"cannot be read: {error}", where=where) from error
+
+
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -513,7 +528,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
             f"'{override}' is not section.key=value", where="--set", fix="for example --set data.batch_size=32"
         )
     try:
-        value = tomli.loads(f"value = {text}")["value"]
+        value = _toml(f"value = {text}", where=f"--set {key}")["value"]
     except tomli.TOMLDecodeError as error:
         if text.lstrip()[:1] in ("[", "{"):  # a shell takes the quotes away
             fix = f"put it into single quotes, which keep the double ones from the shell: --set '{key}=...'"

@@ -261,7 +261,7 @@ def test_ids_that_int32_cannot_hold(open_session, wrong):
     x[2, 1] = wrong
     with open_session(takes="INT32") as session:
         for feed in (x, torch.from_numpy(x)):
-            with pytest.raises(UsageError, match=f"'input' holds ids .*{wrong}.*; int32, which it takes, ends at 2147483647"):
+            with pytest.raises(UsageError, match=f"'input' holds ids .*{wrong}.*; int32, .* ends at 2147483647"):
                 session.infer({"input": feed})
         check(session, ids(4, "int64"))
         check(session, ids(0, "int64"))
