@@ -120,6 +120,19 @@ def why_unavailable(device: str) -> str | None:
     return f"the installed onnxruntime has no {provider.name}: {provider.install}"
 
 
+def why_no_kernels(file: Path, device: str) -> str | None:
+    """Return why a device's provider has no kernels for an ONNX file, where that is known; None otherwise."""
+    if parse_device(device)[0].name != CPU:
+        return None
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
+    if onnx.TensorProto.BFLOAT16 not in {*casts, *(tensor.data_type for tensor in graph.initializer)}:
+        return None
+    return "ONNX Runtime's CPU provider has no BF16 kernels"
+
+
 def _why_no_plugin_device(provider: Provider, index: int) -> str | None:
     if not find_spec(provider.plugin):
         return f"its plugin is not installed: {provider.install}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from maseRT.onnxrt.providers import SessionSettings, parse_device
+from maseRT.onnxrt.providers import SessionSettings, parse_device, why_no_kernels
 from maseRT.plan import Plan
 from maseRT.precision import Precision
 from maseRT.progress import Silent
@@ -153,7 +153,8 @@ def _onnx_file(
     context: Context, label: str, role: Role, precision: str, path: Path, device: str, settings: SessionSettings
 ) -> Artifact:
     opener = FileOpener("onnxruntime", path, device, settings)
-    return Artifact("onnxruntime", label, role, precision, device, (path,), opener, settings=settings)
+    missing = (why_no_kernels(path, device) or "") if path.exists() else ""
+    return Artifact("onnxruntime", label, role, precision, device, (path,), opener, missing, settings)
 
 
 def _engine(context: Context, runtime: str, label: str) -> Artifact:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from maseRT.config import CalibrateSection, ExportSection
 from maseRT.errors import CheckError, UsageError
 from maseRT.onnx_export import INPUT, OUTPUT, export_onnx, other_size
 from maseRT.onnx_graph import count_qdq
-from maseRT.onnxrt.providers import Optimization
+from maseRT.onnxrt.providers import Optimization, why_no_kernels
 from maseRT.plan import Plan
 from maseRT.quant.quantizer import quantizers
 from maseRT.runtimes.onnxruntime import OnnxRuntime
@@ -105,7 +104,8 @@ def _write_target(
     workspace = context.workspace
     path = workspace.target_onnx(target)
     batches = (context.config.calibrate or CalibrateSection()).batches
-    as_exported = _computes_in_bf16(workspace.onnx)  # no ranges can be measured of it, and none of its forms would run
+    # Without kernels no ranges can be measured of it, and none of its forms would run.
+    as_exported = why_no_kernels(workspace.onnx, "cpu") is not None
     form_of = "tensorrt" if as_exported else target
     with context.reporter.spinner(f"export: {path.name}"):
         form = write_form(context, setting, target=form_of, source=workspace.onnx, out=path, batches=batches)
@@ -155,9 +155,7 @@ def _export(
 def _compare(file: Path, sample: Tensor, reference: Logits, task: Task, *, threads: int) -> dict[str, Agreement]:
     """Run an exported file in ONNX Runtime, with and without its optimizations."""
     runtime = OnnxRuntime()
-    why_not = runtime.missing()
-    if why_not is None and _computes_in_bf16(file):
-        why_not = "ONNX Runtime's CPU provider has no BF16 kernels"
+    why_not = runtime.missing() or why_no_kernels(file, "cpu")
     if why_not:
         log.warning("not compared with torch: %s", why_not)
         return {}
@@ -168,12 +166,6 @@ def _compare(file: Path, sample: Tensor, reference: Logits, task: Task, *, threa
             output = session.infer({INPUT: sample.numpy()})[OUTPUT]
             found[level] = agreement(reference, output, classes=task.classes)
     return found
-
-
-def _computes_in_bf16(file: Path) -> bool:
-    graph = onnx.load(file, load_external_data=False).graph
-    casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
-    return onnx.TensorProto.BFLOAT16 in {*casts, *(tensor.data_type for tensor in graph.initializer)}
 
 
 def _require(found: Mapping[str, Agreement], path: Path, floor_db: float) -> None:

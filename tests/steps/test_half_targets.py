@@ -46,3 +46,11 @@ def test_forms_for_cpus_compute_in_fp32(project, target):
     told = read_json(project.workspace.export, made_by="export")["targets"][target]
     assert told["changes"][0] == "what is FP16 in the exported model is FP32"
     assert told["agreement_with_float"]["disabled"]["sqnr_db"] > 20
+
+
+def test_a_row_that_the_cpu_has_no_kernels_for_says_so(tmp_path):
+    project = new_project(tmp_path, CONFIG + '[analyze]\nruntimes = ["onnxruntime"]\nseconds = 0.0\nisolate = false\n')
+    outcomes = project.transform("quantize.float=bf16", "quantize.precision=bf16", 'export.targets=["tensorrt"]')
+    assert outcomes["analyze"].status == "done"
+    rows = {row["name"]: row["not_run"] for row in read_json(project.workspace.report, made_by="analyze")["rows"]}
+    assert rows == {"onnxruntime-fp32": "", "onnxruntime-bf16": "ONNX Runtime's CPU provider has no BF16 kernels"}
