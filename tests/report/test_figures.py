@@ -23,6 +23,12 @@ def every_figure(report):
     return list(chain.from_iterable(page_figures(report).values()))
 
 
+def trace_with(figure, **wanted):
+    """Return the one trace of a figure that has these values."""
+    (found,) = [trace for trace in figure.data if wanted.items() <= trace.items()]
+    return found
+
+
 @pytest.mark.parametrize("make_raw", [reports.digits, reports.vgg7, reports.regression, reports.nothing_ran])
 def test_plotly_accepts_every_figure(make_raw):
     figures = every_figure(make(make_raw()))
@@ -54,14 +60,17 @@ def test_the_front_holds_what_nothing_beats_in_both():
 def test_the_strip_shows_what_runs_of_its_own_and_marks_what_differs():
     report = make(reports.vgg7())
     figure = precision_strip(report.precision)
-    heat, labels, marks = figure.data[0], figure.data[1], figure.data[-2]
+    heat, labels, marks, times = (
+        trace_with(figure, **wanted)
+        for wanted in ({"type": "heatmap"}, {"mode": "text"}, {"name": "does not run as asked"}, {"type": "bar"})
+    )
     shown = [each for each in report.precision.layers if each.verdict not in ("fused", "nothing to run")]
     assert len(heat["x"]) == len(shown)
     place = [each.name for each in shown].index("feature_layers.6")
     assert marks["x"] == [place]
     words = dict(zip(zip(labels["x"], labels["y"], strict=True), labels["text"], strict=True))
     assert [words[place, stage] for stage in range(3)] == ["16", "8", "8"]  # executed, exported, asked
-    assert figure.data[-1]["y"] == [each.ms for each in shown]
+    assert times["y"] == [each.ms for each in shown]
 
 
 def test_histograms_lose_no_value_when_bins_are_joined():
