@@ -105,10 +105,12 @@ def _refuse_conflict(
 
 
 def _no_match(rule: LayerRule, layers: Sequence[LayerPlan], *, where: str) -> UsageError:
+    names = [name for layer in layers for name in (layer.name, *layer.aliases)]
     if rule.type is not None and rule.type not in {layer.type for layer in layers}:
         hint = did_you_mean(rule.type, sorted({layer.type for layer in layers}))
+    elif rule.type is not None and rule.name in names:
+        hint = f"; that layer is a {next(e.type for e in layers if rule.name in (e.name, *e.aliases))}"
     else:
-        names = [name for layer in layers for name in (layer.name, *layer.aliases)]
         inside = [name for name in names if rule.name and name.startswith(f"{rule.name}.")]
         hint = f"; did you mean '{rule.name}.*'?" if inside else did_you_mean(rule.name or rule.regex or "", names)
     return UsageError(

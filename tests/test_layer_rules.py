@@ -61,7 +61,7 @@ def test_operations_are_selected_by_name_alone() -> None:
         ({"name": "steam"}, "did you mean 'stem'"),
         ({"type": "Linnear"}, "did you mean 'Linear'"),
         ({"name": "body"}, "did you mean 'body.*'"),
-        ({"name": "stem", "type": "Linear"}, "matches no layer"),
+        ({"name": "stem", "type": "Linear"}, "matches no layer; that layer is a Conv2d"),
     ],
 )
 def test_a_rule_that_matches_nothing_names_the_nearest(selectors: dict[str, object], message: str) -> None:

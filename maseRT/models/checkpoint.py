@@ -245,13 +245,12 @@ def _not_admitted(path: Path, refused: list[str], allow_globals: Sequence[str]) 
 
 
 def _corrupt(path: Path, error: Exception) -> UsageError:
+    fix = "save or copy the file again"
+    if not _starts_as_zip(path) and not isinstance(error, EOFError):
+        return UsageError("is no checkpoint, or corrupt", where=str(path), fix=fix)
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    lines = text.strip().splitlines()
-    known = _starts_as_zip(path) or isinstance(error, EOFError)
-    what = "is corrupt or truncated" if known else "is no checkpoint, or corrupt"
-    return UsageError(
-        f"{what} ({lines[0] if lines else type(error).__name__})", where=str(path), fix="save or copy the file again"
-    )
+    first = text.strip().partition("\n")[0] or type(error).__name__
+    return UsageError(f"is corrupt or truncated ({first})", where=str(path), fix=fix)
 
 
 def _starts_as_zip(path: Path) -> bool:

@@ -18,6 +18,7 @@ from maseRT.onnxrt.completion import (
     keep_relus_apart,
     use_global_pools,
 )
+from maseRT.onnxrt.gates import add_hardsigmoids, write_out_hardswishes
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.pads import absorb_pads
 from maseRT.onnxrt.unsigned import Range, make_unsigned, refine_nonnegative, signed_tensors
@@ -124,10 +125,13 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
         ranges_of: measures the tensors that need a range of their own.
     """
     graph, pools = _prepared(model)
+    write_out_hardswishes(graph)
+    graph = Graph(graph.finish())
     tensors = incomplete_tensors(graph)
     ranges = _measured(graph, tensors, signed_tensors(graph), ranges_of)
     complete(graph, tensors, ranges)
     unsigned = make_unsigned(graph, ranges)
+    add_hardsigmoids(graph)
     coarsened = make_room_for_biases(graph)
     keep_relus_apart(graph)
     biases = quantize_biases(graph)
@@ -142,7 +146,7 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
         added=_described(tensors, ranges),
         int8_weights=stored - rounded,
         rounded_weights=rounded,
-        rounded_biases=True,
+        rounded_biases=stored > 0,
         int32_biases=biases,
         coarsened_channels=coarsened,
         global_pools=pools,

@@ -16,6 +16,7 @@ from maseRT.quant import make_plan, quantize_model
 from maseRT.quant.observe import load_amax
 from maseRT.quant.plan_from_ranges import plan_from_ranges
 from maseRT.steps.common import Setting, load_float_weights, save_quantized, set_up, user_checkpoint
+from maseRT.steps.finetune import schedule_from
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
 
@@ -28,6 +29,8 @@ def run(context: Context) -> StepResult:
     if section is None:
         raise UsageError("the config has no [quantize] section")
     setting = set_up(context)
+    if context.config.finetune is not None:
+        schedule_from(context.config, user_checkpoint(context))  # what it lacks is told before calibration, not after
     load_float_weights(context, setting.model)
     plan, ranges = _plan(context, setting, section)
     workspace = context.workspace

@@ -175,6 +175,7 @@ def test_fine_tuning_that_nothing_describes(project):
     bare = bare.replace("initial_learning_rate = 1e-4", "")
     project.config.write_text(bare)
     error = refusal(project, f"model.checkpoint='{project.workspace.float_checkpoint}'", last="finetune")
+    assert read_record(project.workspace, "quantize") is None, "told before anything takes time"
     assert error.exit_code == ExitCode.USAGE
     assert "epochs and initial_learning_rate" in str(error)
 
