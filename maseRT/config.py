@@ -394,6 +394,15 @@ class Speedup(Section):
     ratio: Rate
 
 
+def _one_or_more(value: Any) -> str:
+    return "Speedups" if isinstance(value, list | tuple) else "Speedup"
+
+
+_OneOrMore = Annotated[
+    Annotated[Speedup, Tag("Speedup")] | Annotated[tuple[Speedup, ...], Tag("Speedups")], Discriminator(_one_or_more)
+]
+
+
 class GateSection(Section):
     """[gate]: what a run must reach; a gate that fails ends with exit code 5."""
 

@@ -79,30 +79,17 @@ def _keys_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
 
 def _table_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel] | None:
     """Return the class of the table at `loc`; None where there is no such table."""
-    current: type[BaseModel] = model
+    forms = [model]
     for part in loc:
         if isinstance(part, int):
             continue
-        fields = {field.alias or name: field.annotation for name, field in current.model_fields.items()}
-        for name, candidate in _models_in(current).items():
-            if name == part:
-                current = candidate
-                break
-        else:
-            nested = [m for m in _flatten(fields.get(part)) if isinstance(m, type) and issubclass(m, BaseModel)]
-            if not nested:
-                return None
-            current = nested[0]
-    return current
-
-
-def _models_in(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    found: dict[str, type[BaseModel]] = {}
-    for field in model.model_fields.values():
-        for candidate in _flatten(field.annotation):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                found[candidate.__name__] = candidate
-    return found
+        chosen = [form for form in forms if form.__name__ == part]  # the tag of a union's branch is its class
+        fields = {field.alias or name: field.annotation for name, field in forms[0].model_fields.items()}
+        inner = [leaf for leaf in _flatten(fields.get(part)) if isinstance(leaf, type) and issubclass(leaf, BaseModel)]
+        forms = chosen or inner
+        if not forms:
+            return None
+    return forms[0]
 
 
 def _flatten(annotation: Any) -> list[Any]:

@@ -142,6 +142,50 @@ def test_profile_must_be_ordered(write):
     assert any("min <= opt <= max" in line for line in problems(write(text)))
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "gate.max_latency_ms=inf",
+        "gate.max_latency_ms=1e400",
+        "gate.max_latency_ms=nan",
+        "train.learning_rate=inf",
+        "run.seed=9223372036854775808",
+    ],
+)
+def test_no_figure_is_infinite(write, mistake):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(GOOD), [mistake])
+    assert any(mistake.partition("=")[0] in line for line in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("{ over = 'torch-fp32', ratio = 0 }", "gate.min_speedup.ratio: input should be greater than 0, got 0"),
+        ("[{ over = 'torch-fp32', ratio = 0 }]", "gate.min_speedup[0].ratio: input should be greater than 0, got 0"),
+        ("{ over = 'torch-fp32', ration = 2 }", "gate.min_speedup.ration: unknown key; did you mean 'ratio'?"),
+    ],
+)
+def test_a_wrong_speedup_is_told_as_it_was_written(write, value, line):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(GOOD), [f"gate.min_speedup={value}"])
+    assert line in caught.value.problems
+
+
+def test_a_file_of_windows_is_read(write):
+    path = write("")
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_config(path) == load_config(write(GOOD))
+
+
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 5000])
+def test_a_value_that_python_cannot_read_is_no_bug(write, value):
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(write(GOOD + f"[export]\nopset = {value}\n"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(write(GOOD), [f"export.opset={value}"])
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UsageError, match="no such config file"):
         load_config(tmp_path / "none.toml")
