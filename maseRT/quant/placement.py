@@ -1,4 +1,4 @@
-"""Where Q/DQ pairs go: what the dataflow says about folding, residual adds, concatenations, pools and shared ranges.
+"""Where Q/DQ pairs go: what the dataflow says about residual adds, concatenations, pools and shared ranges.
 
 Presets
     tensorrt    INT8 where it makes the network faster on TensorRT: see `Placer`.
@@ -8,15 +8,13 @@ Presets
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from torch import nn
 
-from maseRT.plan import INPUT, OUTPUT, Fold, ResidualAdd, SitePlan
+from maseRT.plan import INPUT, OUTPUT, ResidualAdd, SitePlan
 from maseRT.precision import QuantSpec
-from maseRT.quant.fold import BATCHNORMS, applies_activation, fold_refusal
 from maseRT.quant.layers import kind_of, operands
 from maseRT.quant.operations import joined
 from maseRT.quant.trace import Graph, Kind, Node
@@ -48,137 +46,9 @@ _ACTIVATION_NAMES = """
     relu relu6 leaky_relu sigmoid tanh hardsigmoid hardswish hardtanh silu gelu elu selu softplus clamp mish
 """
 ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
-_TO_ROWS = ("flatten", "reshape", "view")
 _MAX_POOLINGS = ("max_pool1d", "max_pool2d", "max_pool3d")
 _AVERAGE_POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 _GLOBAL_POOLINGS = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", *_AVERAGE_POOLINGS)
-
-
-def find_folds(
-    graph: Graph, shared: frozenset[str], modules: Mapping[str, nn.Module]
-) -> tuple[list[Fold], dict[str, str]]:
-    """Return the BatchNorms that can become part of the layer before them, and why the other ones cannot.
-
-    Args:
-        graph: the recorded dataflow.
-        shared: names of layers that have several names; they are left alone.
-        modules: the model's modules by name.
-    """
-    folds: list[Fold] = []
-    refused: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.kind is Kind.OPERATION and node.op == "batch_norm":
-            name, module, reason = node.owner, modules.get(node.owner), _other_code(graph, node, modules)
-        elif isinstance(node.module, BATCHNORMS):
-            name, module, reason = node.name, node.module, None
-        else:
-            continue
-        if name in refused:
-            continue
-        if reason is None and module is not None:
-            reason = _fold_obstacle(graph, node, module, shared)
-        if reason is None:
-            folds.append(Fold(layer=_normalized(graph, node).name, batchnorm=name))
-        else:
-            refused[name] = reason
-    return folds, refused
-
-
-def nodes_of_folded(names: Iterable[str]) -> frozenset[str]:
-    """Return the names under which folded BatchNorms stand in a graph: their own, or that of the operation inside."""
-    return frozenset(each for name in names for each in (name, joined(name, "batch_norm")))
-
-
-def _other_code(graph: Graph, operation: Node, modules: Mapping[str, nn.Module]) -> str | None:
-    """Say why a module that calls `batch_norm` in a forward of its own stays; None where only drop and act follow."""
-    module = modules.get(operation.owner)
-    following = [f"{operation.owner}.drop", f"{operation.owner}.act"]
-    chain: list[str] = []
-    node = operation
-    while len(readers := graph.readers(node.index)) == 1 and len(chain) < len(following):
-        node = readers[0][0]
-        chain.append(node.name)
-    own = graph.operations_per_owner()[operation.owner]
-    if module is None or not applies_activation(module) or chain != following or own != [operation.name]:
-        return "it runs in code of its own"
-    return None
-
-
-def _fold_obstacle(graph: Graph, batchnorm: Node, module: nn.Module, shared: frozenset[str]) -> str | None:
-    if batchnorm.operands[0].source is None:
-        return "it does not follow a layer"
-    source = _normalized(graph, batchnorm)
-    if source.kind is not Kind.LAYER or source.module is None:
-        return f"it follows {_described(source)}"
-    reason = fold_refusal(source.module, module)
-    if reason is not None:
-        return reason
-    if (
-        {source.name, batchnorm.name} & shared
-        or len(graph.calls(source.name)) > 1
-        or sum(node.name == batchnorm.name for node in graph.nodes) > 1
-    ):
-        return "it or the layer before it is used more than once"
-    if any(len(_value_readers(graph, node)) > 1 for node in _way_back(graph, batchnorm)):
-        return f"something else reads the output of {source.name} too"
-    dimensions = 2 if isinstance(source.module, nn.Linear) else source.module.get_parameter("weight").dim()
-    if len(batchnorm.operands[0].shape) != dimensions:
-        return f"it normalizes another axis than the output channels of {source.name}"
-    return None
-
-
-def _described(node: Node) -> str:
-    return {Kind.INPUT: "the model's input", Kind.OPERATION: f"the operation {node.op}"}.get(node.kind, node.name)
-
-
-def _normalized(graph: Graph, batchnorm: Node) -> Node:
-    """Return the node whose output a BatchNorm normalizes."""
-    return _way_back(graph, batchnorm)[-1]
-
-
-def _way_back(graph: Graph, batchnorm: Node) -> list[Node]:
-    """Return the nodes before a BatchNorm, up to the first that does more than hand on values with their channels.
-
-    What may lie between is an nn.Identity, and the reshape from [N, ..., C] behind a linear layer to [M, C].
-    """
-    found = [graph.nodes[_source(batchnorm)]]
-    while _keeps_channels(found[-1]) and found[-1].operands[0].source is not None:
-        found.append(graph.nodes[_source(found[-1])])
-    return found
-
-
-def _keeps_channels(node: Node) -> bool:
-    if isinstance(node.module, nn.Identity):
-        return True
-    return node.op in _TO_ROWS and len(node.shape) == 2 and node.operands[0].shape[-1:] == node.shape[-1:]
-
-
-def _value_readers(graph: Graph, node: Node) -> list[tuple[Node, int]]:
-    """Return what reads a node's values; `x.reshape_as(y)` only reads the shape of y."""
-    return [(reader, operand) for reader, operand in graph.readers(node.index) if not _is_shape(reader, operand)]
-
-
-def _is_shape(reader: Node, operand: int) -> bool:
-    return reader.op.endswith("_as") and operand == 1
-
-
-def folds_in_sequentials(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
-    """Return what is sure without a graph: BatchNorms right behind their layer in an nn.Sequential; and the other ones.
-
-    The result is that of `find_folds`.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    uses = [module for _, module in model.named_modules(remove_duplicate=False)]
-    folds = []
-    for parent in names:
-        for layer, batchnorm in pairwise(parent.children() if isinstance(parent, nn.Sequential) else ()):
-            once = uses.count(layer) == uses.count(batchnorm) == 1
-            convolution = type(batchnorm) in BATCHNORMS and isinstance(layer, nn.modules.conv._ConvNd)
-            if once and convolution and fold_refusal(layer, batchnorm) is None:
-                folds.append(Fold(layer=names[layer], batchnorm=names[batchnorm]))
-    folded = {fold.batchnorm for fold in folds}
-    others = [name for module, name in names.items() if isinstance(module, BATCHNORMS) and name not in folded]
-    return folds, dict.fromkeys(others, "the model's dataflow is unknown")
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -318,7 +188,7 @@ class Placer:
         constants = any(operand.source is None for operand in node.operands)
         if constants or node.owner in self._frozen or not self._all_readers_int8(node):
             return
-        if not any(self._made_by_int8(self._graph.nodes[_source(node, i)]) for i in range(len(node.operands))):
+        if not any(self._made_by_int8(self._graph.source(node, i)) for i in range(len(node.operands))):
             return
         for operand in reversed(range(len(node.operands))):
             self._tie_to_readers(self._add_site(node, operand, "input of a concatenation that INT8 layers read"), node)
@@ -380,7 +250,7 @@ class Placer:
                 return all(s is not None and self._made_by_int8(self._graph.nodes[s]) for s in sources)
             if not (self._transparent(node) or is_activation(node)) or node.operands[0].source is None:
                 return False
-            node = self._graph.nodes[_source(node)]
+            node = self._graph.source(node)
 
 
 def residual_adds(
@@ -417,7 +287,7 @@ def residual_adds(
 
 def _fusable_layer(graph: Graph, add: Node, operand: int, folded: frozenset[str]) -> Node | None:
     """Return the weighted layer whose output an add reads, reshaped at most, and nobody else."""
-    node = graph.nodes[_source(add, operand)]
+    node = graph.source(add, operand)
     while True:
         if len(graph.readers(node.index)) != 1:
             return None
@@ -425,7 +295,7 @@ def _fusable_layer(graph: Graph, add: Node, operand: int, folded: frozenset[str]
             return node
         if not (node.reshapes or node.name in folded) or node.operands[0].source is None:
             return None
-        node = graph.nodes[_source(node)]
+        node = graph.source(node)
 
 
 def _depths(graph: Graph) -> list[int]:
@@ -510,11 +380,6 @@ def amax_names_of(graph: Graph, nodes: frozenset[int], candidates: Iterable[tupl
         if name is not None:
             verdicts[name] = verdicts.get(name, True) and node.operands[operand].source in nodes
     return [name for name, verdict in verdicts.items() if verdict]
-
-
-def _source(node: Node, operand: int = 0) -> int:
-    source = node.operands[operand].source
-    return -1 if source is None else source
 
 
 class _Union:

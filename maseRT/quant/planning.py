@@ -16,6 +16,7 @@ from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
 from maseRT.quant.calibrators import shortened
+from maseRT.quant.foldable import find_folds, folds_in_sequentials, nodes_of_folded
 from maseRT.quant.inventory import calls_of, layers_of, operations_of
 from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
@@ -27,12 +28,9 @@ from maseRT.quant.placement import (
     Placement,
     Placer,
     amax_names_of,
-    find_folds,
     flow_of,
-    folds_in_sequentials,
     is_depthwise,
     is_global_pool,
-    nodes_of_folded,
     read_name,
     residual_adds,
     tiny_macs,

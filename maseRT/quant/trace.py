@@ -123,6 +123,17 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
 
+    def source(self, node: Node, operand: int = 0) -> Node:
+        """Return the node that wrote a tensor that another one reads.
+
+        Raises:
+            ValueError: the operand is a parameter or a constant.
+        """
+        index = node.operands[operand].source
+        if index is None:
+            raise ValueError(f"operand {operand} of {node.name} is a constant")
+        return self.nodes[index]
+
     def readers(self, index: int) -> list[tuple[Node, int]]:
         """Return the (node, operand) pairs that read what a node wrote."""
         return self._readers().get(index, [])
