@@ -94,7 +94,7 @@ def histograms(strips: Sequence[HistogramStrip]) -> Figure | None:
 
 
 def _histogram(strip: HistogramStrip) -> Choice:
-    """Return a tensor's histogram up to its last bin that is not empty."""
+    """Return a tensor's histogram, up to the last bin that is not empty."""
     used = max((index + 1 for index, count in enumerate(strip.counts) if count), default=0)
     merged = max(1, math.ceil(used / MOST_BARS))
     bin_width = strip.top / len(strip.counts) if strip.counts else 0.0
@@ -113,7 +113,7 @@ def _histogram(strip: HistogramStrip) -> Choice:
 
 
 def _range_mark(strip: HistogramStrip, end: float) -> dict[str, Any]:
-    """Return what marks the chosen range in the layout; the text stands on the side that has room up to `end`."""
+    """Return the line and the label that mark the chosen range; the label is on the side with more room up to `end`."""
     clipped = strip.clipped_share()
     told = f"{percent(clipped, 2)} clipped" if clipped else "nothing clipped"
     side, shift = ("right", -6) if strip.amax > 0.5 * end else ("left", 6)

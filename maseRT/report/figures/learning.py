@@ -93,7 +93,7 @@ def _line(
 
 
 def _best_epoch(epoch: int) -> dict[str, Any]:
-    """Return what marks the best epoch in a layout."""
+    """Return the line and the label that mark the best epoch in a layout."""
     line = {"color": "var(--muted)", "width": 1.5, "dash": "dot"}
     mark = {"x": epoch, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "text": "best"}
     return {
