@@ -14,6 +14,7 @@ import numpy as np
 from onnx import NodeProto
 
 from maseRT.onnxrt.bounds import SHAPE_OPS, clip_limits, is_nonnegative, upper_bound
+from maseRT.onnxrt.gates import is_gate
 from maseRT.onnxrt.graph import Graph, attribute
 from maseRT.onnxrt.qdq import is_dequantized
 from maseRT.onnxrt.unsigned import Range, unsigned_parameters
@@ -92,11 +93,16 @@ def _is_global_mean(graph: Graph, node: NodeProto) -> bool:
     return axes is not None and sorted(axes.tolist()) in _SPATIAL
 
 
-def incomplete_tensors(graph: Graph) -> list[Incomplete]:
-    """Return the tensors that need a Q/DQ pair so that every integer kernel that can run does, in execution order."""
+def incomplete_tensors(graph: Graph, *, activations: bool = True) -> list[Incomplete]:
+    """Return the tensors that need a Q/DQ pair so that every integer kernel that can run does, in execution order.
+
+    Args:
+        graph: not changed.
+        activations: also those around Sigmoid, HardSigmoid and LeakyRelu, which not every runtime runs in integers.
+    """
     found: dict[str, Incomplete] = {}
     for node in graph.nodes:
-        reason = _wants_integer_output(graph, node, found)
+        reason = _wants_integer_output(graph, node, found, activations=activations)
         if reason is None:
             continue
         tensor = _fused_output(graph, node)
@@ -112,7 +118,8 @@ def incomplete_around_pools(graph: Graph) -> list[Incomplete]:
     Those are outputs that are rounded anyway, but only behind a max pool or a reshaping, and what a global pool reads.
     To be called when the global pools are written as such.
     """
-    return [entry for entry in incomplete_tensors(graph) if entry.like is not None or _is_pooled(graph, entry.tensor)]
+    tensors = incomplete_tensors(graph, activations=False)
+    return [entry for entry in tensors if entry.like is not None or _is_pooled(graph, entry.tensor)]
 
 
 def _is_pooled(graph: Graph, tensor: str) -> bool:
@@ -160,7 +167,9 @@ def _insert_pair(graph: Graph, tensor: str, scale: str, zero_point: str) -> None
     graph.add_node("DequantizeLinear", [quantized, scale, zero_point], result, like=producer)
 
 
-def _wants_integer_output(graph: Graph, node: NodeProto, found: Mapping[str, Incomplete]) -> str | None:
+def _wants_integer_output(
+    graph: Graph, node: NodeProto, found: Mapping[str, Incomplete], *, activations: bool
+) -> str | None:
     """Say why a node's output has to be integer; None when it need not."""
 
     def integer(tensor: str) -> bool:
@@ -177,7 +186,9 @@ def _wants_integer_output(graph: Graph, node: NodeProto, found: Mapping[str, Inc
         return f"result of {node.op_type} on integers"
     if node.op_type in _POOLS and integer(node.input[0]):
         return f"result of {node.op_type} on integers"
-    return None
+    if activations and node.op_type == "LeakyRelu" and integer(node.input[0]):
+        return "result of LeakyRelu on integers"
+    return f"{node.op_type} that multiplies integers" if activations and is_gate(graph, node, integer) else None
 
 
 def _fused_output(graph: Graph, node: NodeProto) -> str:

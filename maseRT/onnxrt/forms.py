@@ -131,7 +131,6 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
     ranges = _measured(graph, tensors, signed_tensors(graph), ranges_of)
     complete(graph, tensors, ranges)
     unsigned = make_unsigned(graph, ranges)
-    add_hardsigmoids(graph)
     coarsened = make_room_for_biases(graph)
     keep_relus_apart(graph)
     biases = quantize_biases(graph)
@@ -139,6 +138,7 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
     look_up_integers(graph)
     rounded = round_float_weights(graph)
     transpose_weights(graph)
+    add_hardsigmoids(graph)
     return graph.finish(), Form(
         refined=unsigned.refined,
         fitted=unsigned.fitted,
