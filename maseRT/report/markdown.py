@@ -63,7 +63,7 @@ def _rows(report: Report) -> list[str]:
     header = ("what", *(column.title for column in shown))
     cells = [(report.rows[index].name, *(_text(column.cells[index]) for column in shown)) for index in ran]
     batch = report.batch()
-    seen = samples_sentence(report)
+    seen = _plain(samples_sentence(report))
     told = f"{seen[0].upper()}{seen[1:]}{f'; times at batch {batch}' if batch is not None else ''}"
     return ["", *markdown_table([header, *cells]), "", f"{told}; in brackets 95 % intervals."]
 

@@ -61,6 +61,23 @@ def test_hostile_names_stay_text():
     assert "&lt;script>alert(1)&lt;/script> \\| a b" in text
 
 
+def test_no_text_of_a_report_becomes_markup():
+    """Whatever stands in it: a report may be another person's."""
+
+    def evil(value):
+        if isinstance(value, dict):
+            return {key: evil(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [evil(one) for one in value]
+        return f"{value}<b>" if isinstance(value, str) else value
+
+    raw = reports.digits()
+    told = ("run", "verdict", "notes", "samples", "machine", "config", "precision")
+    text = markdown(make(raw | {key: evil(raw[key]) for key in told if key in raw}))
+    assert "&lt;b>" in text
+    assert "<b>" not in text
+
+
 def test_cells_of_a_table_are_escaped():
     assert markdown_table([("a", "b"), ("x|y", "<i>")]) == ["| a | b |", "| --- | ---: |", "| x\\|y | &lt;i> |"]
 
