@@ -264,7 +264,7 @@ class Run:
                 )
             older = why_stale(record, new, self.workspace.root)
             if older:
-                log.warning("%s was run on another machine or version (%s); taken as it is", earlier.name, older)
+                log.warning("%s is out of date (%s); taken as it is", earlier.name, older)
 
 
 def _is_environment(name: str) -> bool:
