@@ -27,6 +27,10 @@ _FIXES = {
 """Errors of the machine, such as a full disk: no bug in maseRT, wherever they occur."""
 
 
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says, in a RuntimeError like any other; on a GPU it has an OutOfMemoryError."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a command ended.
@@ -70,6 +74,8 @@ def raised(error: Exception, name: str) -> Ending:
     if isinstance(error, OSError) and error.errno in _FIXES:
         where = str(error.filename) if error.filename is not None else ""
         return failed(StepError(error.strerror or str(error), where=where, fix=_FIXES[error.errno]))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error):
+        return failed(StepError(f"out of memory: {error}", fix="choose smaller batches"))
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("maseRT"):
         fix = "install what maseRT needs: `masert doctor` lists it"
         return failed(MissingError(f"the Python module '{error.name}' is not installed", fix=fix))

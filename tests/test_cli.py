@@ -268,6 +268,18 @@ def test_what_is_the_machines_is_no_bug(monkeypatch, number):
     assert f"error some/file: {os.strerror(number)}\nfix: " in result.stderr
 
 
+def test_a_batch_for_which_the_memory_does_not_suffice_is_no_bug(monkeypatch):
+    def broken():
+        import torch
+
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr("maseRT.doctor.examine", broken)
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.FAILED
+    assert "error out of memory: " in result.stderr
+
+
 def test_a_package_that_is_not_installed_is_named(config, monkeypatch):
     monkeypatch.setattr("maseRT.steps.table.get_step", lambda name: __import__("a_package_that_is_not_there"))
     result = invoke("train", "--config", config)
