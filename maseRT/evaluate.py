@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maseRT.tasks import CONFUSION, Task, add_batch, metric_value, new_metrics, summed_loss
+from maseRT.token_ids import looked_up
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def evaluate(
     """
     meter = TaskMeter(task, outputs)
     for inputs, targets in batches:
-        meter.update(infer(inputs), targets)
+        with looked_up(inputs):
+            outputs_of_batch = infer(inputs)
+        meter.update(outputs_of_batch, targets)
     return meter.compute()
 
 

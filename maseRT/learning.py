@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from maseRT.errors import MaseRTError, StepError
+from maseRT.token_ids import looked_up
 
 
 class NonFiniteLossError(StepError):
@@ -84,7 +85,7 @@ def train_epoch(
             group["lr"] = rate
         inputs, targets = fabric.to_device((inputs, targets))
         optimizer.zero_grad(set_to_none=True)
-        with _explained(len(inputs)):
+        with _explained(len(inputs)), looked_up(inputs):
             loss = loss_of(_one_tensor(model(inputs)), targets)
             fabric.backward(loss)
         optimizer.step()

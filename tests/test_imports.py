@@ -20,6 +20,7 @@ LAYERS = [
         "onnx_translations", "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor",
         "scaffold", "receipt",
         "tasks", "energy", "nvml", "onnx_compat", "blame", "workers", "intervals", "drift", "bisection", "onnx_outputs",
+        "token_ids",
     },
     {
         "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",

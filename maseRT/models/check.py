@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maseRT import token_ids
 from maseRT.errors import UsageError
 from maseRT.models.weights import check_finite
 
 _WHERE = "[model] name"
 _FIX = "choose a model for this data, data for this model, or other [model] args"
-_FIX_OF_IDS = (
-    "integers are ids, below the num_embeddings of an nn.Embedding that looks them up; store numbers to compute with "
-    'as floats, x.astype("float32")'
-)
 
 
 def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> Tensor:
@@ -43,9 +40,9 @@ def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> T
         raise
     except Exception as error:
         raise UsageError(
-            f"the model cannot take {_described(example)}: {type(error).__name__}: {error}",
+            f"the model cannot take {token_ids.described(example)}: {type(error).__name__}: {error}",
             where=_WHERE,
-            fix=_FIX if example.is_floating_point() else _FIX_OF_IDS,
+            fix=_FIX if example.is_floating_point() else token_ids.FIX,
         ) from error
     finally:
         for module, mode in training.items():
@@ -95,13 +92,6 @@ def _checked_output(output: Any, batch: int, *, classes: bool) -> Tensor:
             fix="check the weights and the normalisation of the data",
         )
     return output
-
-
-def _described(example: Tensor) -> str:
-    if example.is_floating_point() or not example.numel():
-        return f"an input of shape {list(example.shape)}"
-    kind = str(example.dtype).removeprefix("torch.")
-    return f"{kind} ids from {int(example.min())} to {int(example.max())}, of shape {list(example.shape)}"
 
 
 def _wrong_output(output: Tensor, batch: int, *, classes: bool) -> UsageError:

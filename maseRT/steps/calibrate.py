@@ -30,6 +30,7 @@ from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, validate
 from maseRT.steps.resume import load_progress, save_progress
 from maseRT.steps.table import Context, StepResult
+from maseRT.token_ids import looked_up
 from maseRT.workspace import write_json
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ def _observe(
     batches = loader(subset, batch_size=data.batch_size)
     with torch.inference_mode(), observed_overflow(model, plan) as overflow, observe(model) as histograms:
         for inputs, _ in context.reporter.track(batches, description="observe", total=len(batches), unit="batch"):
-            model(inputs.to(context.device))
+            with looked_up(inputs):
+                model(inputs.to(context.device))
     quantize = context.config.quantize or QuantizeSection()
     return histograms, keep_in_fp32(plan, overflow, overflow=quantize.overflow)
 

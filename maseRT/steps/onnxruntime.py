@@ -168,7 +168,7 @@ def _dynamic(work: Work, out: Path) -> Made:
         quantize_dynamic(prepared, temporary)
     return Made(
         {"made_from": "float"},
-        ("weights of matrix products and LSTMs are int8; what they read is rounded to uint8, by each batch's range",),
+        ("weights of products, LSTMs and embeddings are int8; what products read is uint8, by each batch's range",),
     )
 
 

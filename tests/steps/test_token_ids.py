@@ -203,6 +203,37 @@ def test_an_lstm_on_int32_words_from_a_file(made):
     assert all(value > accuracies["torch-fp32"] - 0.03 for value in accuracies.values()), accuracies
 
 
+UNREAD = """
+from own import data as held
+
+class Unread:
+    def __init__(self, dataset, wrong):
+        self.dataset, self.wrong = dataset, wrong
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        ids, label = self.dataset[index]
+        return ids + 256 * (index == self.wrong), label
+
+def {part}():
+    parts = dict(zip(("train", "validation", "test"), held(), strict=True))
+    return [Unread(dataset, 150 if part == "{part}" else -1) for part, dataset in parts.items()]
+"""
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_an_id_beyond_the_table_is_named_where_it_is_met(made, part):
+    """These data sets do not hold their ids: nothing knows them before they are read."""
+    project, _ = made
+    other = Project(project.folder / f"late_{part}")
+    new_project(other.folder, CONFIG)
+    (project.folder / f"late_{part}.py").write_text(UNREAD.format(part=part))
+    with pytest.raises(UsageError, match=r"int64 ids from \d+ to 4\d\d, of shape \[\d+, 16\]: IndexError"):
+        other.transform(f"data.name=late_{part}:{part}", "train.epochs=1", last="train")
+
+
 def test_ids_beyond_the_table_are_found_before_the_first_epoch(made):
     project, _ = made
     words = np.zeros((100, 16), np.int64)
