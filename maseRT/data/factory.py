@@ -19,6 +19,7 @@ from maseRT.errors import MaseRTError, UsageError
 from maseRT.factories import call_factory
 
 _FIX = "return (train, validation, test), each with __len__ and __getitem__ that gives an (input, target) pair"
+_REREAD = 3
 _ID_TYPES = tuple(getattr(torch, name) for name in ID_TYPES)
 
 Target = int | Tensor
@@ -51,7 +52,7 @@ class CheckedDataset(Dataset[tuple[Tensor, Target]]):
         except Exception as error:
             raise self._error(index, f"raised {type(error).__name__}: {error}") from error
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise self._error(index, f"is not an (input, target) pair but {_described(pair)}")
+            raise self._error(index, f"is not an (input, target) pair but {_described(pair)}", fix=_FIX)
         sample, target = self._input(index, pair[0]), self._target(index, pair[1])
         return sample, target
 
@@ -79,12 +80,14 @@ class CheckedDataset(Dataset[tuple[Tensor, Target]]):
         tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fi" else value
         if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.dtype in _ID_TYPES):
             what = f"has an input that is not one tensor of floats or of int32 or int64 ids but {_described(value)}"
-            raise self._error(index, what)
+            raise self._error(index, what, fix="give it as floats, such as image.float() / 255 of integers")
         if self._shape is not None and tuple(tensor.shape) != self._shape:
             raise self._error(index, f"has shape {list(tensor.shape)}, the first one {list(self._shape)}")
         checked = tensor.detach().to(dtype=torch.float32) if tensor.is_floating_point() else tensor.detach()
         if self._type not in (None, checked.dtype):
             raise self._error(index, f"is {_type_name(checked.dtype)}, the first one {_type_name(self._type)}")
+        if not torch.isfinite(checked).all():
+            raise self._error(index, "holds NaN or infinite values", fix="remove or repair the sample")
         return checked
 
     def _target(self, index: int, value: Any) -> Target:
@@ -97,8 +100,20 @@ class CheckedDataset(Dataset[tuple[Tensor, Target]]):
             raise self._error(index, f"has a target of another form, {_like(target)}; the first: {self._target_like}")
         return target
 
-    def _error(self, index: int, what: str) -> UsageError:
-        return UsageError(f"{self.sample_name(index)} {what}", where=self._where)
+    def check_repeats(self) -> None:
+        """Read the first samples twice.
+
+        Raises:
+            UsageError: one is another one each time, so that models could not be compared on the same samples.
+        """
+        for index in range(min(len(self), _REREAD)):
+            (first, target), (again, other) = self[index], self[index]
+            if not (torch.equal(first, again) and torch.equal(torch.as_tensor(target), torch.as_tensor(other))):
+                fix = "keep random augmentation to the training data"
+                raise self._error(index, "is another one each time it is read", fix=fix)
+
+    def _error(self, index: int, what: str, *, fix: str = "") -> UsageError:
+        return UsageError(f"{self.sample_name(index)} {what}", where=self._where, fix=fix)
 
 
 def read_factory(section: DataSection, *, seed: int) -> Splits:
@@ -109,7 +124,8 @@ def read_factory(section: DataSection, *, seed: int) -> Splits:
     many of them a sample has.
 
     Raises:
-        UsageError: the factory fails (see `maseRT.factories`), or returns something else.
+        UsageError: the factory fails (see `maseRT.factories`), returns something else, or validation or test data that
+            differ each time.
     """
     where = f"data set '{section.name}'"
     returned = call_factory(section.name, what="data set")
@@ -125,6 +141,8 @@ def read_factory(section: DataSection, *, seed: int) -> Splits:
     first = train[0]
     for dataset in checked:
         dataset.expect(first)
+    for dataset in (validation, test):
+        dataset.check_repeats()
     outputs = _output_count(checked, first[1])
     return Splits(section.name, train, validation, test, input_shape=tuple(first[0].shape), num_classes=outputs)
 

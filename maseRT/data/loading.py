@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from maseRT.config import DataSection
-from maseRT.data.checks import sample_count, sample_name
+from maseRT.data.checks import sample_count
 from maseRT.data.files import find_source
 from maseRT.data.splits import Splits, permutation
 from maseRT.errors import MaseRTError, UsageError
@@ -57,30 +57,9 @@ def loader(
 
 
 def calibration_subset(splits: Splits, *, samples: int, seed: int) -> Dataset[Any]:
-    """Return `samples` training samples, the same ones in the same order for a seed; all there are, if fewer.
-
-    Reading a sample with NaN or infinite values raises a UsageError that names it.
-    """
+    """Return `samples` training samples, the same ones in the same order for a seed; all there are, if fewer."""
     order = permutation(sample_count(splits.train), seed=seed, stream=1)
-    return _Finite(Subset(splits.train, order[:samples].tolist()), where=f"calibration data of '{splits.name}'")
-
-
-class _Finite(Dataset[Any]):
-    """A data set whose inputs are checked for NaN and infinity as they are read."""
-
-    def __init__(self, dataset: Subset[Any], *, where: str) -> None:
-        self.dataset = dataset
-        self._where = where
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        sample = self.dataset[index]
-        if not torch.isfinite(sample[0]).all():
-            what = f"{sample_name(self.dataset, index)} holds NaN or infinite values"
-            raise UsageError(what, where=self._where, fix="remove or repair the sample")
-        return sample
+    return Subset(splits.train, order[:samples].tolist())
 
 
 @dataclass(frozen=True)

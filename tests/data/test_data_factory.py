@@ -131,6 +131,9 @@ def test_a_factory_that_gives_something_else(given, body, message):
         ("(torch.ones(2), torch.tensor([True]))", r"a target that is no number .* but a Tensor of shape \[1\]"),
         ("(torch.ones(2), 1.0)", r"a target of another form, floats of shape \[\]; the first: an integer"),
         ("(torch.ones(2), torch.tensor([0, 1]))", r"a target of another form, integers of shape \[2\]; the first: an"),
+        ("(torch.tensor([1, np.nan]), 1)", "holds NaN or infinite values"),
+        ("(np.array([1, -np.inf]), 1)", "holds NaN or infinite values"),
+        ("(np.array([1, 1e300]), 1)", "holds NaN or infinite values"),
         ("(torch.ones(2), float('nan'))", "a target with NaN or infinite values"),
     ],
 )
@@ -146,6 +149,28 @@ def test_a_sample_that_is_something_else(given, sample, message, part):
     assert caught.value.where == "data set 'given_data:make'"
     with pytest.raises(UsageError, match="sample 3 of the"):
         check_data(splits, outputs=3)
+
+
+RANDOM = """
+    class Random(Pairs):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[0] + torch.rand(2), 1
+    shaken = Random([(torch.zeros(2), 1)] * 6)
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "part"),
+    [("GOOD, shaken, GOOD", "validation"), ("GOOD, GOOD, shaken", "test"), ("shaken, GOOD, GOOD", "")],
+)
+def test_only_training_samples_may_change_from_time_to_time(given, returned, part):
+    body = f"{RANDOM}    return {returned}"
+    if not part:
+        assert len(given(body).train) == 6
+        return
+    with pytest.raises(UsageError, match=f"sample 0 of the {part} data is another one each time it is read") as caught:
+        given(body)
+    assert "training data" in caught.value.fix
 
 
 @pytest.mark.parametrize(
