@@ -18,13 +18,12 @@ LAYERS = [
     {
         "quant", "runtimes", "plan", "layer_rules", "models", "data", "measure", "report", "onnx_export",
         "onnx_translations", "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor",
-        "scaffold", "receipt",
-        "tasks", "energy", "nvml", "onnx_compat", "blame", "workers", "intervals", "drift", "bisection", "onnx_outputs",
-        "token_ids",
+        "scaffold", "receipt", "tasks", "energy", "nvml", "onnx_compat", "blame", "workers", "intervals", "drift",
+        "bisection", "onnx_outputs", "token_ids",
     },
     {
         "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",
-        "hardware", "interrupts", "closing", "termination",
+        "hardware", "interrupts", "closing", "termination", "user_code",
     },
 ]  # fmt: skip
 
