@@ -9,10 +9,19 @@ from torch import Tensor
 
 from maseRT.errors import UsageError
 
-FIX = (
+_FIX = (
     "integers are ids, below the num_embeddings of an nn.Embedding that looks them up; store numbers to compute with "
     'as floats, x.astype("float32")'
 )
+
+_FIX_OF_FLOATS = 'store the ids that an nn.Embedding looks up as integers, x.astype("int64")'
+
+
+def fix(inputs: Tensor, error: Exception) -> str:
+    """Return what to do where a model raised an error about these inputs; "" where that has nothing to do with ids."""
+    if not inputs.is_floating_point():
+        return _FIX
+    return _FIX_OF_FLOATS if "'indices'" in str(error) else ""
 
 
 def described(inputs: Tensor) -> str:
@@ -37,4 +46,4 @@ def looked_up(inputs: Tensor) -> Iterator[None]:
         if inputs.is_floating_point():
             raise
         what = f"the model cannot take {described(inputs)}: {type(error).__name__}: {error}"
-        raise UsageError(what, where="[model] name", fix=FIX) from error
+        raise UsageError(what, where="[model] name", fix=_FIX) from error

@@ -42,7 +42,7 @@ def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> T
         raise UsageError(
             f"the model cannot take {token_ids.described(example)}: {type(error).__name__}: {error}",
             where=_WHERE,
-            fix=_FIX if example.is_floating_point() else token_ids.FIX,
+            fix=token_ids.fix(example, error) or _FIX,
         ) from error
     finally:
         for module, mode in training.items():

@@ -108,3 +108,9 @@ def test_ids_that_a_model_cannot_take(model, why):
         check_model(model, torch.tensor([[0, 7], [3, 3]]))
     assert "below the num_embeddings of an nn.Embedding" in caught.value.fix
     assert 'x.astype("float32")' in caught.value.fix
+
+
+def test_floats_that_should_be_ids():
+    with pytest.raises(UsageError, match="cannot take an input of shape") as caught:
+        check_model(nn.Embedding(8, 3), torch.ones(2, 2))
+    assert 'x.astype("int64")' in caught.value.fix
