@@ -303,17 +303,18 @@ def _depths(graph: Graph) -> list[int]:
     depths: list[int] = []
     for node in graph.nodes:
         before = max((depths[o.source] for o in node.operands if o.source is not None), default=0)
-        depths.append(before + (node.module is not None and any(True for _ in node.module.parameters())))
+        depths.append(before + (node.module is not None and _has_parameters(node.module)))
     return depths
+
+
+def _has_parameters(layer: nn.Module) -> bool:
+    return next(layer.parameters(), None) is not None
 
 
 def is_activation(node: Node) -> bool:
     """Whether TensorRT runs a node inside the kernel of the convolution before it."""
-    if node.kind is Kind.LAYER:
-        return type(node.module).__module__ == "torch.nn.modules.activation" and not any(
-            True
-            for _ in node.module.parameters()  # type: ignore[union-attr]
-        )
+    if node.module is not None:
+        return type(node.module).__module__ == "torch.nn.modules.activation" and not _has_parameters(node.module)
     return node.op in ACTIVATIONS
 
 

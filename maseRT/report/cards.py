@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from maseRT.report.schema import Report, Row, Timing
 from maseRT.report.wording import (
+    capitalized,
     count,
     difference,
     metric_name,
@@ -73,8 +74,7 @@ def _quality(report: Report, result: Row) -> Card | None:
         return None
     change, interval = difference(result)
     note = f"{change}{f' ({interval})' if interval else ''}" if change else f"of {count(metrics.samples, 'sample')}"
-    name = metric_name(metric)
-    return Card(f"{name[0].upper()}{name[1:]}", metric_value(metric, value, metrics.samples), note)
+    return Card(capitalized(metric_name(metric)), metric_value(metric, value, metrics.samples), note)
 
 
 def _batch_speed(timing: Timing) -> list[Card]:

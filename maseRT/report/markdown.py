@@ -10,7 +10,7 @@ from maseRT.report.drift import divergence_sentence, metric_before_and_after, sa
 from maseRT.report.environment import common_method, config_values, differing_method, machine_facts, samples_sentence
 from maseRT.report.schema import Report
 from maseRT.report.verdict import verdict
-from maseRT.report.wording import decibels, metric_name
+from maseRT.report.wording import capitalized, decibels, metric_name
 
 
 def console_table(report: Report) -> list[tuple[str, ...]]:
@@ -64,7 +64,7 @@ def _rows(report: Report) -> list[str]:
     cells = [(report.rows[index].name, *(_text(column.cells[index]) for column in shown)) for index in ran]
     batch = report.batch()
     seen = _plain(samples_sentence(report))
-    told = f"{seen[0].upper()}{seen[1:]}{f'; times at batch {batch}' if batch is not None else ''}"
+    told = f"{capitalized(seen)}{f'; times at batch {batch}' if batch is not None else ''}"
     return ["", *markdown_table([header, *cells]), "", f"{told}; in brackets 95 % intervals."]
 
 

@@ -158,6 +158,11 @@ def names(items: Iterable[str], *, most: int = 3) -> str:
     return known[0] if len(known) == 1 else f"{', '.join(known[:-1])} and {known[-1]}" if known else ""
 
 
+def capitalized(text: str) -> str:
+    """Return text with a capital letter first, the rest as it is: "AUROC" stays."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def count(number: int, noun: str) -> str:
     """Return "1 layer", "3 layers"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

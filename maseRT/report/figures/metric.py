@@ -7,7 +7,7 @@ from typing import Any
 
 from maseRT.report.figures.style import axis
 from maseRT.report.schema import Task
-from maseRT.report.wording import is_share, metric_name
+from maseRT.report.wording import capitalized, is_share, metric_name
 
 
 def scaled(value: float, task: Task) -> float:
@@ -17,8 +17,7 @@ def scaled(value: float, task: Task) -> float:
 
 def metric_heading(task: Task) -> str:
     """Return the primary metric's name with a capital, to begin a figure's title."""
-    name = metric_name(task.primary)
-    return f"{name[0].upper()}{name[1:]}"
+    return capitalized(metric_name(task.primary))
 
 
 def axis_title(task: Task) -> str:
