@@ -8,6 +8,9 @@ from exported import Exported
 from onnx import TensorProto
 from torch import nn
 
+from maseRT.errors import UsageError
+from maseRT.runtimes.onnxruntime import OnnxRuntime
+
 WORDS, WIDTH = 500, 64
 
 
@@ -64,3 +67,13 @@ def test_the_other_forms_hold_the_table_too(exported):
     path, _ = exported.openvino()
     assert (WORDS, WIDTH) in constants(path, TensorProto.INT8)
     np.testing.assert_allclose(exported.infer(path), exported.quantized, atol=0.1)
+
+
+def test_a_file_of_int64_ids_takes_int32_too(exported):
+    path, _ = exported.cpu()
+    ids = exported.inputs.numpy()
+    with OnnxRuntime().open(path, threads=1) as session:
+        assert session.inputs[0].dtype == "int64"
+        np.testing.assert_array_equal(session.infer({"input": ids.astype("int32")})["output"], exported.infer(path))
+        with pytest.raises(UsageError, match="'input' is float32, not int64"):
+            session.infer({"input": ids.astype("float32")})
