@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from maseRT.quant.pooling import POOLS
 from maseRT.quant.trace import Graph, Kind, Node
 
 _SOURCE_LAYERS = (
@@ -22,18 +23,7 @@ _SOURCE_OPERATIONS = frozenset(
     ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "exp", "square")
 )
 _KEEPING_LAYERS = (
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
+    *POOLS,
     nn.ZeroPad1d,
     nn.ZeroPad2d,
     nn.ZeroPad3d,

@@ -17,29 +17,13 @@ from maseRT.plan import INPUT, OUTPUT, ResidualAdd, SitePlan
 from maseRT.precision import QuantSpec
 from maseRT.quant.layers import kind_of, operands
 from maseRT.quant.operations import joined
+from maseRT.quant.pooling import AVERAGE_POOLS, MAX_POOLS
 from maseRT.quant.trace import Graph, Kind, Node
 
 TINY_MACS = 1 << 14
 """Multiply-adds per sample below which a matrix product stays float: launching a Q kernel costs more than its INT8
 kernel saves. An order of magnitude (a 128x128 layer), not a measured limit; rules override it."""
 
-MAX_POOLS = (
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
-)
-AVERAGE_POOLS = (
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-)
-POOLS = (*MAX_POOLS, *AVERAGE_POOLS)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ACTIVATION_NAMES = """

@@ -23,7 +23,6 @@ from maseRT.quant.nonnegative import nonnegative_nodes
 from maseRT.quant.overflow import keep_in_fp32, weights_beyond_half
 from maseRT.quant.own_code import computes_weights
 from maseRT.quant.placement import (
-    POOLS,
     RECURRENT,
     Placement,
     Placer,
@@ -35,6 +34,7 @@ from maseRT.quant.placement import (
     residual_adds,
     tiny_macs,
 )
+from maseRT.quant.pooling import POOLS
 from maseRT.quant.trace import Graph, Kind, Node, record_stable, training_differences
 
 _OPERATIONS_TO_QUANTIZE = frozenset(("add", "cat"))

@@ -9,6 +9,25 @@ from torch import Tensor, nn
 from maseRT.quant.operand import Operand
 from maseRT.quant.quantizer import Quantizer
 
+MAX_POOLS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
+AVERAGE_POOLS = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+POOLS = (*MAX_POOLS, *AVERAGE_POOLS)
+"""The pooling layers of torch.nn that can be INT8."""
+
 
 class _QuantPool(nn.Module):
     input_quantizer: Quantizer | nn.Identity

@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from maseRT.errors import MissingError, StepError
 from maseRT.precision import QuantSpec
 from maseRT.quant.fake_quant import max_abs
+from maseRT.quant.pooling import AVERAGE_POOLS
 from maseRT.quant.quantizer import Quantizer
 
 ZERO_RANGE = 2.0**-24
@@ -133,12 +134,7 @@ _LIBRARY_LAYERS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
     nn.MaxPool3d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
+    *AVERAGE_POOLS,
     nn.LSTM,
     nn.LSTMCell,
 )
