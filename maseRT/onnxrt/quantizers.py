@@ -109,8 +109,10 @@ def quantize_static(preprocessed: Path, out: Path, feeds: Iterable[Feed], settin
         )
 
 
-def quantize_dynamic(preprocessed: Path, out: Path) -> None:
+def quantize_dynamic(preprocessed: Path, out: Path) -> bool:
     """Write a model with int8 weights in its matrix products and LSTMs; activations are quantized as they come.
+
+    Returns whether it has such weights: else it is the float model still.
 
     Raises:
         StepError: onnxruntime cannot do it.
@@ -127,6 +129,8 @@ def quantize_dynamic(preprocessed: Path, out: Path) -> None:
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
+    stored = onnx.load(out, load_external_data=False).graph.initializer
+    return any(tensor.data_type == onnx.TensorProto.INT8 for tensor in stored)
 
 
 def _reader(feeds: Iterable[Feed]) -> Any:

@@ -140,13 +140,13 @@ def _onnxruntime_modes(context: Context, label: str) -> Iterator[Artifact]:
     section, workspace = context.config.onnxruntime, context.workspace
     if section is None:
         return
-    device = read_json(workspace.onnxruntime, made_by="onnxruntime")["device"]
+    told = read_json(workspace.onnxruntime, made_by="onnxruntime")
     settings = replace(session_settings(context, section), cuda_graph=False)
     precisions = {"optimized": "fp32", "auto-mixed": "fp16", "qdq": label}
     for mode in section.modes:
-        role: Role = "float" if mode == "optimized" else "deployed"
-        precision = precisions.get(mode, "int8")
-        yield _onnx_file(context, mode, role, precision, workspace.onnxrt_model(mode), device, settings)
+        precision = told["modes"][mode].get("precision") or precisions.get(mode, "int8")
+        role: Role = "float" if precision == "fp32" else "deployed"
+        yield _onnx_file(context, mode, role, precision, workspace.onnxrt_model(mode), told["device"], settings)
 
 
 def _onnx_file(

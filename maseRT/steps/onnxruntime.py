@@ -165,7 +165,9 @@ def _static(work: Work, out: Path) -> Made:
 def _dynamic(work: Work, out: Path) -> Made:
     prepared = _preprocessed(work)
     with atomic_path(out) as temporary:
-        quantize_dynamic(prepared, temporary)
+        quantized = quantize_dynamic(prepared, temporary)
+    if not quantized:
+        return Made({"made_from": "float", "precision": "fp32"}, ("no products, LSTMs or embeddings: it stays FP32",))
     return Made(
         {"made_from": "float"},
         ("weights of products, LSTMs and embeddings are int8; what products read is uint8, by each batch's range",),

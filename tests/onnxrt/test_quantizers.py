@@ -95,7 +95,7 @@ def test_attention_stays_exact_in_static_quantization(transformer, tmp_path):
 def test_dynamic_quantization_finds_lstms_in_our_exports(tmp_path):
     lstm = zoo(tmp_path, "lstm-classifier", (12, 6), width=32)
     out = tmp_path / "dynamic.onnx"
-    quantize_dynamic(lstm.prepared, out)
+    assert quantize_dynamic(lstm.prepared, out)
     operators = kernels_of(out, "cpu", SETTINGS).operators
     assert operators["DynamicQuantizeLSTM"] == 1
     assert "LSTM" not in operators
@@ -109,6 +109,12 @@ def test_dynamic_quantization_leaves_convolutions_alone(convnet, tmp_path):
     assert kernels.float_convolutions == 3
     assert kernels.integer_products == 2
     assert convnet.error(out) < 0.05
+
+
+def test_dynamic_quantization_says_when_it_found_nothing(tmp_path):
+    convolutions = FloatModel(tmp_path, nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)), (3, 8, 8))
+    preprocess(convolutions.path, tmp_path / "prepared.onnx")
+    assert not quantize_dynamic(tmp_path / "prepared.onnx", tmp_path / "dynamic.onnx")
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
