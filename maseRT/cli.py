@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from maseRT import __version__, interrupts
-from maseRT.cli_group import CommandLine, Reply, note, open_standard_streams
+from maseRT.cli_group import CommandLine, Reply, note, set_up_streams
 from maseRT.cli_options import (
     ConfigOption,
     ForceOption,
@@ -281,7 +281,7 @@ add_report_commands(app)
 
 def main() -> NoReturn:
     """Run the command line, and end the process."""
-    open_standard_streams()
+    set_up_streams()
     interrupts.listen(note)
     try:
         app()

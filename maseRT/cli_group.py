@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,10 +125,11 @@ def note(text: str) -> None:
     show(text)
 
 
-def open_standard_streams() -> None:
-    """Open those of stdin, stdout and stderr on /dev/null that the process was started without (`masert ... >&-`).
+def set_up_streams() -> None:
+    """Make stdin, stdout and stderr usable: open on /dev/null what the process was started without (`masert ... >&-`).
 
     Otherwise the next file that is opened gets such a descriptor, and what a library prints is written to that file.
+    What stdout has no character for, in a path or a name, is escaped there, as on stderr.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -136,6 +138,8 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -146,6 +146,13 @@ def test_an_output_that_cannot_be_written_is_no_bug(options):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_terminal_cannot_show_is_no_bug(config, encoding):
+    result = bash(f"PYTHONIOENCODING={encoding} $masert init --file 中.toml")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("wrote 中.toml" if encoding == "utf-8" else r"wrote \u4e2d.toml")
+
+
 def test_messages_that_cannot_be_written_change_no_exit_code():
     assert bash("$masert train --config missing.toml 2> /dev/full").returncode == ExitCode.USAGE
 
