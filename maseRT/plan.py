@@ -32,6 +32,7 @@ class LayerPlan:
         float: the type of its parameters, scales and output, also when it is INT8.
         weighted: whether the selectors `first` and `last` of rules count it.
         aliases: the other paths of a shared layer.
+        callers: the modules that multiply with its weight themselves, as in `F.linear(x, self.proj.weight)`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LayerPlan:
     float: Precision = Precision.FP32
     weighted: bool = False
     aliases: tuple[str, ...] = ()
+    callers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -296,5 +298,6 @@ def _layer(document: dict[str, Any]) -> LayerPlan:
             "weight": _spec(document["weight"]),
             "input": _spec(document["input"]),
             "aliases": tuple(document["aliases"]),
+            "callers": tuple(document.get("callers", ())),
         }
     )

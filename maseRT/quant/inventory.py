@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from torch import nn
 
@@ -27,7 +27,7 @@ def calls_of(graph: Graph | None) -> dict[str, list[Node]]:
 
 
 def layers_of(
-    model: nn.Module, calls: Mapping[str, object], *, float: Precision
+    model: nn.Module, calls: Mapping[str, Iterable[Node]], *, float: Precision
 ) -> tuple[dict[str, nn.Module], list[LayerPlan]]:
     """Return the layers by name and as drafts, in the order of execution; those that were not reached come last.
 
@@ -48,6 +48,7 @@ def layers_of(
             float=float,
             weighted=_is_weighted(listed[name][0]),
             aliases=tuple(listed[name][1]),
+            callers=tuple(dict.fromkeys(node.owner for node in calls.get(name, ()) if not node.called)),
         )
         for name in order
     ]

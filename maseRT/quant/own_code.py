@@ -131,7 +131,7 @@ class _QuantizedOperands(TorchFunctionMode):
         if func not in self._functions:
             return func(*args, **(kwargs or {}))
         self._calls += 1
-        product = _Product.of(args, kwargs or {})
+        product = Product.of(args, kwargs or {})
         layer: Any = self._layer
         x, weight = layer.input_quantizer(product.input), layer.weight_quantizer(layer.weight)
         return func(x, weight, layer.bias, *product.args, **product.kwargs)
@@ -157,7 +157,7 @@ def _functions_of(op: str) -> frozenset[Callable[..., Any]]:
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """The arguments of one product: its operands, and the other ones (stride, padding, ...)."""
 
     input: Tensor
@@ -167,7 +167,8 @@ class _Product:
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Product:
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product:
+        """Read a call of F.linear or F.conv2d or the like."""
         named = dict(kwargs)
         x, weight, bias = (
             args[position] if position < len(args) else named.pop(name, None)
@@ -189,7 +190,7 @@ class _Run(TorchFunctionMode):
     def __init__(self, op: str) -> None:
         super().__init__()
         self._functions = _functions_of(op)
-        self.products: list[_Product] = []
+        self.products: list[Product] = []
         self.others: list[str] = []
         self.result: Any = None
         self.returned = False
@@ -199,7 +200,7 @@ class _Run(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in self._functions:
-            self.products.append(_Product.of(args, kwargs or {}))
+            self.products.append(Product.of(args, kwargs or {}))
             self.result = result
         elif operation_name(func) in _ALL_PRODUCTS:
             self.others.append(operation_name(func))

@@ -10,7 +10,7 @@ from maseRT.quant.backends import get_backend
 from maseRT.quant.casts import set_float_precisions
 from maseRT.quant.fold import fold_batchnorm
 from maseRT.quant.layers import quantize_layer
-from maseRT.quant.sites import add_sites
+from maseRT.quant.sites import add_sites, call_layers
 
 
 def quantize_model(model: nn.Module, plan: Plan, *, master_weights: bool = False) -> nn.Module:
@@ -34,6 +34,7 @@ def quantize_model(model: nn.Module, plan: Plan, *, master_weights: bool = False
     for fold in plan.folds:
         fold_batchnorm(model, fold.layer, fold.batchnorm)
     turn_off_fast_paths(model)
+    call_layers(model, plan.layers)
     add_sites(model, plan.sites, quantizer=quantizer)
     for layer in plan.layers:
         if not layer.precision.is_float:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from maseRT.errors import UsageError
-from maseRT.plan import OperationPlan, SitePlan
+from maseRT.plan import LayerPlan, OperationPlan, SitePlan
 from maseRT.quant.operations import as_type, operation_name, spellings, with_tensors, writes_in_place
+from maseRT.quant.own_code import Product
 from maseRT.quant.quantizer import SUFFIX, Quantizer
 
 _ATTRIBUTE = "_treated_operations"
@@ -48,17 +49,23 @@ class _Treated:
         functions: torch's functions of these names, each with its name and whether it writes in place.
         depth: how many submodules' forwards are running.
         containers: names of the submodules that hold the quantizers.
+        linears: layers that run where the module multiplies with their weight.
     """
 
     treatments: dict[tuple[str, int], Treatment] = field(default_factory=dict)
     functions: dict[Callable[..., Any], tuple[str, bool]] = field(default_factory=dict)
     depth: int = 0
     containers: set[str] = field(default_factory=set)
+    linears: list[nn.Linear] = field(default_factory=list)
 
     def add(self, op: str, index: int) -> Treatment:
         """Return the treatment of one call, a new one where there is none."""
         self.functions |= {function: (op, in_place) for function, in_place in spellings(op).items()}
         return self.treatments.setdefault((op, index), Treatment())
+
+    def linear_of(self, product: Product) -> nn.Linear | None:
+        """Return the layer that is to run in place of a product; None where there is none."""
+        return next((layer for layer in self.linears if layer.weight is product.weight), None)
 
     def look_up(self, function: Callable[..., Any]) -> tuple[str, bool]:
         """Return a function's name and whether it writes in place; "" for one that is not treated."""
@@ -137,6 +144,12 @@ class _TreatingMode(TorchFunctionMode):
         op, in_place = self._treated.look_up(func)
         index = self._counts.get(op, 0)
         self._counts[op] = index + 1
+        if op == "linear" and self._treated.linears:
+            product = Product.of(args, kwargs)
+            layer = self._treated.linear_of(product)
+            if layer is not None:
+                result = layer(product.input)
+                return result if product.bias is None or layer.bias is not None else result + product.bias
         treatment = self._treated.treatments.get((op, index))
         if treatment is None:
             return func(*args, **kwargs)
@@ -170,8 +183,29 @@ class _TreatingMode(TorchFunctionMode):
         return result if treatment.output is None else as_type(result, treatment.output)
 
 
+def call_layers(model: nn.Module, layers: Iterable[LayerPlan]) -> None:
+    """Make modules that multiply with a layer's weight call the layer, so that its quantizers and casts see it.
+
+    Args:
+        model: holds the callers.
+        layers: those with callers.
+
+    Raises:
+        UsageError: the model has no such caller.
+    """
+    for layer in layers:
+        for caller in layer.callers:
+            treated = _treated(_owner(model, caller))
+            treated.functions |= dict.fromkeys(spellings("linear"), ("linear", False))
+            treated.linears.append(cast(nn.Linear, model.get_submodule(layer.name)))
+
+
 def _treatment(owner: nn.Module, op: str, index: int) -> Treatment:
-    treated = getattr(owner, _ATTRIBUTE, None)
+    return _treated(owner).add(op, index)
+
+
+def _treated(owner: nn.Module) -> _Treated:
+    treated: _Treated | None = getattr(owner, _ATTRIBUTE, None)
     if treated is None:
         treated = _Treated()
         setattr(owner, _ATTRIBUTE, treated)
@@ -180,7 +214,7 @@ def _treatment(owner: nn.Module, op: str, index: int) -> Treatment:
                 module.register_forward_pre_hook(treated.enter)
                 module.register_forward_hook(treated.leave, always_call=True)
         owner.__class__ = _treating(type(owner))
-    return treated.add(op, index)
+    return treated
 
 
 _TREATING: dict[type[nn.Module], type[nn.Module]] = {}

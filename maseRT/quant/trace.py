@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from maseRT.quant.layers import LAYERS
 from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name
+from maseRT.quant.own_code import Product
 from maseRT.quant.walk import Call, Frame, Walker, tensors_in
 
 _COMPOSITES = (
@@ -85,6 +86,7 @@ class Node:
         floating: its first result holds floating-point numbers.
         module: the layer.
         constants: for an operation, its (args, kwargs) with None for tensors.
+        called: for a layer, its own forward ran; else its owner's forward multiplied with its weight.
     """
 
     index: int
@@ -98,6 +100,7 @@ class Node:
     floating: bool
     module: nn.Module | None = None
     constants: Any = None
+    called: bool = True
 
     @property
     def reshapes(self) -> bool:
@@ -261,6 +264,7 @@ class _Recorder(Walker):
         layers = {module: name for module, name in names.items() if is_layer(module)}
         super().__init__(layers, {module: name for module, name in names.items() if module not in layers})
         self.graph = Graph()
+        self._linears = {id(layer.weight): layer for layer in layers if type(layer) is nn.Linear}
         self._writers: dict[int, int] = {}
         self._alive: dict[int, Tensor] = {}  # a tensor that is gone could lend its id to another one
 
@@ -275,12 +279,25 @@ class _Recorder(Walker):
         operands, versions = self._operands(inputs), _versions(inputs)
         result = call.run()
         changed = _changed(inputs, versions)
-        if any(operand.source is not None for operand in operands) and (tensors_in(result) or changed):
-            owner = call.frame.name
+        owner, layer = call.frame.name, self._multiplied_with(call)
+        read = tuple(operand for operand in operands if operand.source is not None)
+        extra: dict[str, Any]
+        if layer is not None and len(read) == 1:
+            extra = {"owner": owner, "module": layer, "called": False}
+            self._append(Kind.LAYER, self._layers[layer], type(layer).__name__, read, [], result, **extra)
+        elif read and (tensors_in(result) or changed):
             constants = pytree.tree_map_only(Tensor, lambda t: None, (call.args, call.kwargs))
             extra = {"owner": owner, "ordinal": call.ordinal, "constants": constants}
             self._append(Kind.OPERATION, joined(owner, name), call.op, operands, changed, result, **extra)
         return result
+
+    def _multiplied_with(self, call: Call) -> nn.Linear | None:
+        """Return the layer whose weight a functional linear uses, where calling the layer comes to the same."""
+        if call.op != "linear":
+            return None
+        product = Product.of(call.args, call.kwargs)
+        layer = self._linears.get(id(product.weight))
+        return layer if layer is not None and (layer.bias is None or layer.bias is product.bias) else None
 
     def enter_layer(self, inputs: list[Tensor]) -> dict[int, int]:
         return _versions(inputs)
@@ -305,6 +322,7 @@ class _Recorder(Walker):
         ordinal: int = 0,
         module: nn.Module | None = None,
         constants: Any = None,
+        called: bool = True,
     ) -> None:
         index = len(self.graph.nodes)
         written = [*tensors_in(result), *changed]
@@ -317,7 +335,7 @@ class _Recorder(Walker):
         shape = tuple(written[0].shape) if written else ()
         floating = bool(written) and written[0].is_floating_point()
         self.graph.nodes.append(
-            Node(index, kind, name, op, owner, ordinal, operands, shape, floating, module, constants)
+            Node(index, kind, name, op, owner, ordinal, operands, shape, floating, module, constants, called)
         )
 
 
