@@ -261,7 +261,8 @@ def config_command(
     """Check a config, or print the schema of all configs."""
     import json
 
-    from maseRT.config import Config, load_config
+    from maseRT.config import Config
+    from maseRT.config_file import load_config
     from maseRT.console import print_line
 
     if schema:

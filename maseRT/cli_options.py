@@ -59,7 +59,7 @@ class Options:
     @contextmanager
     def opened(self) -> Iterator[Run]:
         """Read the config and yield its run; progress is shown inside the block only."""
-        from maseRT.config import load_config
+        from maseRT.config_file import load_config
         from maseRT.console import reporting, set_up_logging
         from maseRT.steps.pipeline import Run
         from maseRT.workspace import Workspace

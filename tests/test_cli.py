@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from maseRT.cli import app
-from maseRT.config import load_config
+from maseRT.config_file import load_config
 from maseRT.errors import ExitCode
 
 CONFIG = """

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from maseRT.config import Config, MethodRule, Percentile, load_config
+from maseRT.config import Config, MethodRule, Percentile
+from maseRT.config_file import load_config
 from maseRT.errors import ConfigError, ExitCode, UsageError
 from maseRT.precision import Precision
 

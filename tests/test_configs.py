@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maseRT.config import load_config
+from maseRT.config_file import load_config
 from maseRT.progress import Silent
 from maseRT.steps.pipeline import Run
 from maseRT.workspace import Workspace

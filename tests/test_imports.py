@@ -22,8 +22,8 @@ LAYERS = [
         "bisection", "onnx_outputs", "token_ids",
     },
     {
-        "workspace", "records", "config", "config_errors", "errors", "precision", "progress", "logs", "factories",
-        "hardware", "interrupts", "closing", "termination", "user_code",
+        "workspace", "records", "config", "config_errors", "config_file", "errors", "precision", "progress", "logs",
+        "factories", "hardware", "interrupts", "closing", "termination", "user_code",
     },
 ]  # fmt: skip
 

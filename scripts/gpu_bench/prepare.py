@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gpu_bench.jobs import FREE, Job, Options
-from maseRT.config import ModelSection, load_config
+from maseRT.config import ModelSection
+from maseRT.config_file import load_config
 from maseRT.models import build_model
 from maseRT.progress import Silent
 from maseRT.steps.pipeline import Run

@@ -15,7 +15,7 @@ from exported import Exported
 from PIL import Image
 from torch import nn
 
-from maseRT.config import load_config
+from maseRT.config_file import load_config
 from maseRT.onnx_export import export_onnx
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import SessionSettings

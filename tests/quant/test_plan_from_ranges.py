@@ -24,7 +24,8 @@ from library_models import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from maseRT.config import QuantizeSection, load_config
+from maseRT.config import QuantizeSection
+from maseRT.config_file import load_config
 from maseRT.errors import StepError, UsageError
 from maseRT.models import build_model, fit_names, load_checkpoint, load_weights
 from maseRT.models.nets.convnet import digits_cnn

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from maseRT.config import load_config
+from maseRT.config_file import load_config
 from maseRT.progress import Silent
 from maseRT.steps.pipeline import Outcome, Run
 from maseRT.steps.table import STEPS

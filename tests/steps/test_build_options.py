@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maseRT.config import load_config
+from maseRT.config_file import load_config
 from maseRT.errors import ConfigError
 from maseRT.runtimes.base import BatchRange, ShapeRange
 from maseRT.steps.build_engine import build_options

@@ -285,7 +285,7 @@ def test_a_checkpoint_of_another_plan_is_refused(finished):
 
 
 def test_the_calibration_subset_comes_from_the_training_data_alone(project):
-    from maseRT.config import load_config
+    from maseRT.config_file import load_config
     from maseRT.data import calibration_subset
 
     splits = load_data(load_config(project.config).data, seed=0)
