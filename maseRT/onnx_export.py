@@ -60,6 +60,29 @@ def export_onnx(
     """
     if opset not in OPSETS:
         raise StepError(f"opset {opset} is not one of {OPSETS[0]} to {OPSETS[1]}", where="export")
+    free = _free_axes(model, example, dynamic)
+    with _quiet(), _evaluating(model), exporting(model), torch.no_grad():
+        program = _trace(model, example, free)
+        proto = _convert(program, opset)
+    _clean(proto, free)
+    _check(proto, opset)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return _conditions(program, free)
+
+
+def check_traceable(model: nn.Module, example: Tensor, *, dynamic: Collection[str] = (BATCH,)) -> None:
+    """Trace a model as `export_onnx` does, and write nothing: what cannot be exported is told before it is trained on.
+
+    Raises:
+        StepError: the model cannot be traced, or needs one image size.
+    """
+    free = _free_axes(model, example, dynamic)
+    with _quiet(), _evaluating(model), exporting(model), torch.no_grad():
+        _trace(model, example, free)
+
+
+def _free_axes(model: nn.Module, example: Tensor, dynamic: Collection[str]) -> dict[str, int]:
+    """Return the dimensions of the input that stay free, after a check that the model takes images of another size."""
     free = {name: axis for name, axis in AXES.items() if name == BATCH or name in dynamic}
     if len(free) > 1 and example.dim() != 4:
         raise StepError(
@@ -69,13 +92,7 @@ def export_onnx(
         )
     if len(free) > 1:
         _check_other_size(model, example, free)
-    with _quiet(), _evaluating(model), exporting(model), torch.no_grad():
-        program = _trace(model, example, free)
-        proto = _convert(program, opset)
-    _clean(proto, free)
-    _check(proto, opset)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
-    return _conditions(program, free)
+    return free
 
 
 @contextmanager

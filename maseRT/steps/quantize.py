@@ -10,6 +10,7 @@ from torch import Tensor
 from maseRT.config import QuantizeSection
 from maseRT.errors import UsageError
 from maseRT.models import fit_names
+from maseRT.onnx_export import check_traceable
 from maseRT.plan import LayerPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant import make_plan, quantize_model
@@ -29,9 +30,8 @@ def run(context: Context) -> StepResult:
     if section is None:
         raise UsageError("the config has no [quantize] section")
     setting = set_up(context)
-    if context.config.finetune is not None:
-        schedule_from(context.config, user_checkpoint(context))  # what it lacks is told before calibration, not after
     load_float_weights(context, setting.model)
+    _check_ahead(context, setting)
     plan, ranges = _plan(context, setting, section)
     workspace = context.workspace
     write_json(workspace.plan, plan.to_json())
@@ -49,6 +49,20 @@ def run(context: Context) -> StepResult:
         table=_exceptions(shown, section.precision),
         remarks=[*plan.notes, f"every layer: {workspace.plan}"],
     )
+
+
+def _check_ahead(context: Context, setting: Setting) -> None:
+    """Tell what later steps cannot do before calibration and fine-tuning take their time.
+
+    Raises:
+        UsageError: [finetune] lacks values.
+        StepError: the model cannot be traced.
+    """
+    config = context.config
+    if config.finetune is not None:
+        schedule_from(config, user_checkpoint(context))
+    if config.export is not None:
+        check_traceable(setting.model, setting.example, dynamic=config.export.dynamic)
 
 
 def _plan(context: Context, setting: Setting, section: QuantizeSection) -> tuple[Plan, dict[str, Tensor]]:

@@ -50,6 +50,10 @@ class Pair(Net):
     def forward(self, x):
         return super().forward(x), x
 
+class Branching(Net):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+
 def broken():
     raise RuntimeError("no weights today")
 
@@ -142,6 +146,16 @@ def test_a_layer_that_the_data_never_reaches(project, tmp_path):
     told = [layer for layer in plan["layers"] if layer["name"] == "unused"] or plan["notes"]
     assert "unused" in json.dumps(told)
     assert "unused.input" not in load_tensors(project.workspace.amax("max"), made_by="calibrate")[0]
+
+
+def test_a_model_that_cannot_be_traced_is_told_before_it_is_calibrated(project, tmp_path):
+    name = f"model.name='{user(tmp_path, 'Branching')}'"
+    error = refusal(project, name, last="quantize")
+    assert error.exit_code == ExitCode.FAILED
+    assert "avoid Python branches on tensor values" in error.fix
+    without = project.config.read_text().replace("[export]\n", "")
+    project.config.write_text(without)
+    assert project.transform(name, last="quantize")["quantize"].status == "done"
 
 
 def test_a_shared_layer_is_planned_once(project, tmp_path):
