@@ -20,6 +20,7 @@ from typing import Any
 from maseRT.errors import MaseRTError, UsageError, did_you_mean
 
 _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_LISTED = 12
 _FORM = re.compile(rf"({_DOTTED}):({_DOTTED})")
 
 
@@ -63,7 +64,8 @@ def load_factory(name: str, *, what: str) -> Callable[..., Any]:
                 [word for word in vars(factory) if not word.startswith("_")] if hasattr(factory, "__dict__") else []
             )
             found_in = getattr(module, "__file__", None) or module_name
-            raise UsageError(f"{found_in} has no '{attribute}'{did_you_mean(attribute, public)}", where=where)
+            hint = did_you_mean(attribute, _near(public, attribute) if len(public) > _LISTED else public)
+            raise UsageError(f"{found_in} has no '{attribute}'{hint}", where=where)
         factory = getattr(factory, attribute)
     if not callable(factory):
         fix = f"name a function that returns the {what}"

@@ -99,6 +99,8 @@ def test_missing_attribute_suggests_the_nearest(write):
     write("attribute_module.py", "def make_model():\n    pass\nclass Net:\n    pass")
     with pytest.raises(UsageError, match=r"no 'make_modle'; did you mean 'make_model'\?"):
         load_factory("attribute_module:make_modle", what="model")
+    with pytest.raises(UsageError, match=r"has no 'EXACT'$"):  # with dozens of names, none of them near
+        load_factory("token:EXACT", what="model")
     with pytest.raises(UsageError, match="has no 'small'"):
         load_factory("attribute_module:Net.small", what="model")
 

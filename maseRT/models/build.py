@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from maseRT.config import ModelSection
 from maseRT.errors import MaseRTError, UsageError, did_you_mean
-from maseRT.factories import call_factory, load_factory
+from maseRT.factories import call_factory, load_factory, module_source
 from maseRT.models.packages import PACKAGES, build_from_package
 from maseRT.models.zoo import ZOO
 
@@ -48,8 +48,10 @@ def _from_zoo(
 ) -> nn.Module:
     entry = ZOO.get(name)
     if entry is None:
+        module, _, attribute = name.rpartition(".")
+        meant = f"; did you mean '{module}:{attribute}'?" if module_source(module) else did_you_mean(name, list(ZOO))
         raise UsageError(
-            f"there is no model '{name}'{did_you_mean(name, list(ZOO))}",
+            f"there is no model '{name}'{meant}",
             where=_WHERE,
             fix=f"give a zoo name, package.module:factory, or {', '.join(f'{p}:NAME' for p in PACKAGES)}",
         )

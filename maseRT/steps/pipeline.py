@@ -237,7 +237,8 @@ class Run:
         files = [file for module in modules for file in code_files(module)]
         if config.model.checkpoint is not None and config.model.checkpoint.is_file():
             files.append(config.model.checkpoint)
-        return {f"file.{file}": sha256(file) for file in files}
+        here = Path.cwd()  # a project may move with its output
+        return {f"file.{file.relative_to(here) if file.is_relative_to(here) else file}": sha256(file) for file in files}
 
     def _check_upstream(self, step: Step) -> None:
         """Compare the records of the steps before this one with the config as it is now.

@@ -20,6 +20,12 @@ def test_an_unknown_name_brings_the_nearest():
     assert "package.module:factory" in caught.value.fix
 
 
+def test_a_module_without_its_colon(write):
+    write("my_nets.py", "")
+    with pytest.raises(UsageError, match=r"no model 'my_nets\.make'; did you mean 'my_nets:make'\?"):
+        build("my_nets.make")
+
+
 def test_a_name_like_none_lists_the_zoo():
     with pytest.raises(UsageError, match=r"valid: digits-cnn, fashion-cnn, .*vit-b-16"):
         build("xyzzy")

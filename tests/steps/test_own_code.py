@@ -37,3 +37,12 @@ def test_an_edit_while_a_run_goes_on_counts_for_the_next_one(project):
     assert [outcome.status for outcome in outcomes] == ["would run", "would run"]
     (quantize,) = project.run().preview(first="quantize", last="quantize")
     assert "own_blocks.py changed" in quantize.why
+
+
+def test_a_project_may_move_with_its_output(project, tmp_path, monkeypatch):
+    project.transform(last="train")
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    monkeypatch.chdir(moved)
+    (outcome,) = type(project)(moved).run().preview(last="train")
+    assert outcome.status == "cached", outcome.why
