@@ -178,7 +178,7 @@ def _wants_integer_output(
     if node.op_type == "Conv":
         weight = graph.producer(node.input[1])
         ready = integer(node.input[0]) and weight is not None and weight.op_type == "DequantizeLinear"
-        return "result of an INT8 convolution" if ready else None
+        return "result of an INT8 convolution" if ready and not _embeds_patches(graph, node) else None
     if node.op_type == "Gemm" and _is_integer_gemm(graph, node):
         reader = graph.only_reader(node.output[0])
         return "INT8 Gemm before an activation" if reader is not None and reader.op_type in _FUSED_WITH_GEMM else None
@@ -189,6 +189,28 @@ def _wants_integer_output(
     if activations and node.op_type == "LeakyRelu" and integer(node.input[0]):
         return "result of LeakyRelu on integers"
     return f"{node.op_type} that multiplies integers" if activations and is_gate(graph, node, integer) else None
+
+
+def _embeds_patches(graph: Graph, convolution: NodeProto) -> bool:
+    """Tell whether a convolution turns patches of the model's input into vectors that go on in float.
+
+    So a vision transformer starts. What it writes is added up through all blocks, rounding and all, while its share of
+    the products is about a hundredth: it had better run in float.
+    """
+    weight = graph.producer(convolution.input[1])
+    shape = None if weight is None else graph.constant(weight.input[0])
+    if shape is None and weight is not None and (quantize := graph.producer(weight.input[0])) is not None:
+        shape = graph.constant(quantize.input[0])
+    strides, pads = attribute(convolution, "strides"), attribute(convolution, "pads", [])
+    if shape is None or strides is None or list(shape.shape[2:]) != list(strides) or max(strides) < 2 or any(pads):
+        return False
+    source = graph.producer(convolution.input[0])
+    rounding = None if source is None else graph.producer(source.input[0])
+    if rounding is None or graph.producer(rounding.input[0]) is not None:  # something comes before it
+        return False
+    tensor = convolution.output[0]
+    ops = {reader.op_type for reader in graph.readers(tensor)}
+    return bool(ops & (SHAPE_OPS | {"LayerNormalization"})) and _shared_range(graph, tensor) is None
 
 
 def _fused_output(graph: Graph, node: NodeProto) -> str:

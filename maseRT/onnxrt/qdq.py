@@ -59,12 +59,26 @@ def weight_dequantizers(graph: Graph) -> list[NodeProto]:
 
 
 def has_integer_kernel(graph: Graph, dequantize: NodeProto) -> bool:
-    """Tell whether everything that reads a weight's DequantizeLinear is a product of integers."""
+    """Tell whether everything that reads a weight's DequantizeLinear is a product of integers.
+
+    A convolution is one where its result is rounded.
+    """
     readers = graph.readers(dequantize.output[0])
     products = []
     for reader in readers:
         behind = graph.readers(reader.output[0]) if reader.op_type == "Transpose" else [reader]
         products += behind
     return bool(products) and all(
-        node.op_type in PRODUCTS and is_dequantized(graph, node.input[0]) for node in products
+        node.op_type in PRODUCTS
+        and is_dequantized(graph, node.input[0])
+        and (node.op_type != "Conv" or _is_rounded(graph, node.output[0]))
+        for node in products
     )
+
+
+def _is_rounded(graph: Graph, tensor: str) -> bool:
+    """Tell whether only QuantizeLinear reads a tensor, behind the activation that disappears in it if there is one."""
+    readers = graph.readers(tensor)
+    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        readers = graph.readers(readers[0].output[0])
+    return bool(readers) and all(reader.op_type == "QuantizeLinear" for reader in readers)
