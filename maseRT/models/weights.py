@@ -161,16 +161,20 @@ def _check_shared(state: Mapping[str, Tensor], model: nn.Module, *, where: str) 
 
 
 def check_finite(model: nn.Module, *, where: str) -> None:
-    """Check every parameter and buffer.
+    """Check every parameter and buffer; masks, as of attention, may be infinite: buffers that no statistics are.
 
     Raises:
         UsageError: any is NaN or infinite; names them.
     """
-    bad = [
-        f"{name} ({int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values)"
-        for name, tensor in _tensors(model).items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]
+    learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    bad = []
+    for name, tensor in _tensors(model).items():
+        if not tensor.is_floating_point():
+            continue
+        weight = name in learned or "running_" in name
+        wrong = ~torch.isfinite(tensor) if weight else torch.isnan(tensor)
+        if wrong.any():
+            bad.append(f"{name} ({int(wrong.sum())} of {tensor.numel()} values)")
     if bad:
         raise UsageError(
             f"NaN or infinity in {shortened(bad)}", where=where, fix="train again, or give another checkpoint"

@@ -89,7 +89,8 @@ def artifacts(context: Context, setting: Setting) -> list[Artifact]:
                 found.append(_engine(context, runtime, label))
     named: dict[str, Artifact] = {}
     for artifact in found:
-        named.setdefault(artifact.name, artifact)  # of a plan of FP32 alone, the result is the float model again
+        if artifact.name not in named or named[artifact.name].role == "float":  # of a plan of FP32 alone: the result
+            named[artifact.name] = artifact
     return [_judged(artifact) for artifact in named.values()]
 
 

@@ -95,6 +95,17 @@ def test_weights_that_are_not_finite(value):
         check_model(model, EXAMPLE)
 
 
+@pytest.mark.parametrize(("value", "fine"), [(float("-inf"), True), (float("nan"), False)])
+def test_a_mask_may_be_infinite(value, fine):
+    model = nn.Sequential(nn.Linear(4, 3))
+    model.register_buffer("mask", torch.full((3,), value))
+    if fine:
+        check_model(model, EXAMPLE)
+        return
+    with pytest.raises(UsageError, match=r"NaN or infinity in mask \(3 of 3 values\)"):
+        check_model(model, EXAMPLE)
+
+
 def test_ids_go_into_an_embedding():
     model = nn.Sequential(nn.Embedding(8, 4), nn.Flatten(), nn.Linear(8, 3))
     assert check_model(model, torch.tensor([[0, 7], [3, 3]])).shape == (2, 3)

@@ -25,6 +25,13 @@ methods = ["max"]
 targets = ["tensorrt", "onnxruntime-cpu", "openvino"]
 """
 
+ANALYZE = """
+[analyze]
+runtimes = [{}]
+seconds = 0.0
+isolate = false
+"""
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
@@ -49,8 +56,19 @@ def test_forms_for_cpus_compute_in_fp32(project, target):
 
 
 def test_a_row_that_the_cpu_has_no_kernels_for_says_so(tmp_path):
-    project = new_project(tmp_path, CONFIG + '[analyze]\nruntimes = ["onnxruntime"]\nseconds = 0.0\nisolate = false\n')
+    project = new_project(tmp_path, CONFIG + ANALYZE.format('"onnxruntime"'))
     outcomes = project.transform("quantize.float=bf16", "quantize.precision=bf16", 'export.targets=["tensorrt"]')
     assert outcomes["analyze"].status == "done"
     rows = {row["name"]: row["not_run"] for row in read_json(project.workspace.report, made_by="analyze")["rows"]}
     assert rows == {"onnxruntime-fp32": "", "onnxruntime-bf16": "ONNX Runtime's CPU provider has no BF16 kernels"}
+
+
+def test_a_plan_of_fp32_alone_is_a_result_too(tmp_path):
+    project = new_project(tmp_path, CONFIG + ANALYZE.format('"torch", "onnxruntime"'))
+    project.transform("quantize.float=fp32", "quantize.precision=fp32", 'export.targets=["tensorrt"]')
+    report = read_json(project.workspace.report, made_by="analyze")
+    assert {row["name"]: row["role"] for row in report["rows"]} == {
+        "torch-fp32": "baseline",
+        "onnxruntime-fp32": "deployed",
+    }
+    assert report["verdict"].startswith("ONNX Runtime FP32 ")
