@@ -28,6 +28,7 @@ from maseRT.cli_options import (
 from maseRT.cli_outcomes import as_dict, shortfall, show, write_junit
 from maseRT.cli_report import add_report_commands
 from maseRT.errors import ExitCode, UsageError
+from maseRT.workspace import DEFAULT_OUTPUT, Workspace
 
 app = typer.Typer(
     name="masert",
@@ -62,7 +63,7 @@ def _root(
 @app.command()
 def transform(
     config: ConfigOption,
-    output: OutputOption = Path("mase_output"),
+    output: OutputOption = DEFAULT_OUTPUT,
     run: RunOption = None,
     set_: SetOption = None,
     load: LoadOption = None,
@@ -103,7 +104,7 @@ def transform(
 def _add_step_command(name: str) -> None:
     def command(
         config: ConfigOption,
-        output: OutputOption = Path("mase_output"),
+        output: OutputOption = DEFAULT_OUTPUT,
         run: RunOption = None,
         set_: SetOption = None,
         load: LoadOption = None,
@@ -141,7 +142,7 @@ for _name in STEP_HELP:
 @app.command()
 def analyze(
     config: ConfigOption,
-    output: OutputOption = Path("mase_output"),
+    output: OutputOption = DEFAULT_OUTPUT,
     run: RunOption = None,
     set_: SetOption = None,
     load: LoadOption = None,
@@ -162,7 +163,7 @@ def analyze(
 def explain(
     config: ConfigOption,
     layer: Annotated[str | None, typer.Argument(help="A layer, told with its kernels, or a pattern of names.")] = None,
-    output: OutputOption = Path("mase_output"),
+    output: OutputOption = DEFAULT_OUTPUT,
     run: RunOption = None,
     set_: SetOption = None,
     against: Annotated[
@@ -173,7 +174,6 @@ def explain(
     """Show each layer's precision: asked, exported and executed."""
     from maseRT.console import print_line, print_table
     from maseRT.steps.explain import explain as explained
-    from maseRT.workspace import Workspace
 
     with Options(config, output, run, set_ or [], as_json=as_json).opened() as work:
         other = None if against is None else Workspace(output, against)

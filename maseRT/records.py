@@ -156,7 +156,7 @@ def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return "; ".join(words[:4]) + ("; ..." if len(words) > 4 else "")
 
 
-def check_inputs(workspace: Workspace, paths: Sequence[Path], made_by: Mapping[Path, str], *, config: str) -> None:
+def check_inputs(workspace: Workspace, paths: Sequence[Path], made_by: Mapping[Path, str], *, options: str) -> None:
     """Hash the inputs of a step against the records of the steps that made them.
 
     Raises:
@@ -167,8 +167,8 @@ def check_inputs(workspace: Workspace, paths: Sequence[Path], made_by: Mapping[P
         name = workspace.name_of(path)
         record = read_record(workspace, step)
         if record is None or name not in record.outputs:
-            raise StepError("not there yet", where=str(path), fix=f"run `masert {step} --config {config}` first")
-        again = f"rebuild it with `masert {step} --config {config} --force`"
+            raise StepError("not there yet", where=str(path), fix=f"run `masert {step} {options}` first")
+        again = f"rebuild it with `masert {step} {options} --force`"
         if not path.exists():
             raise StepError("missing", where=str(path), fix=again)
         if sha256(path) != record.outputs[name].sha256:

@@ -14,6 +14,9 @@ from filelock import FileLock, Timeout
 
 from maseRT.errors import StepError, UsageError
 
+DEFAULT_OUTPUT = Path("mase_output")
+"""Where the output tree grows if nothing else is said."""
+
 _TEMPORARY = ".partial-"
 _ONNXRT_FOLDERS = {"static": "static_quantized", "dynamic": "dynamic_quantized", "auto-mixed": "auto_mixed"}
 """Modes of the onnxruntime step whose folder has another name."""
@@ -84,6 +87,7 @@ class Workspace:
         if not run or run in (".", "..") or "/" in run or "\\" in run:
             raise UsageError(f"'{run}' is not a folder name", where="--run", fix="use a plain name such as digits-int8")
         self.run = run
+        self.output = output
         self.root = output / "tensorrt" / "quantization" / run
         self.onnxrt = output / "onnxrt" / run
 

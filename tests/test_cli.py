@@ -98,6 +98,13 @@ def test_an_unknown_step_suggests_the_nearest(config):
     assert "did you mean 'quantize'?" in result.stderr
 
 
+def test_a_fix_works_on_the_same_run(config):
+    options = ("--config", config, "--output", "o ut", "--run", "other")
+    result = invoke("quantize", *options, "--set", "quantize.precision='int8'")
+    assert result.exit_code == ExitCode.FAILED
+    assert f"run `masert train --config {config} --output 'o ut' --run other` first" in result.stderr
+
+
 def test_load_takes_the_place_of_training(config, tmp_path):
     invoke("train", "--config", config)
     weights = tmp_path / "mase_output/tensorrt/quantization/digits/ckpts/float.safetensors"

@@ -61,16 +61,16 @@ def test_a_touched_but_equal_file_is_no_change(workspace, record):
 def test_inputs_are_checked_against_the_step_that_made_them(workspace, record):
     made_by = {workspace.plan: "quantize"}
     with pytest.raises(StepError, match="not there yet") as caught:
-        check_inputs(workspace, [workspace.plan], made_by, config="x.toml")
+        check_inputs(workspace, [workspace.plan], made_by, options="--config x.toml")
     assert "masert quantize --config x.toml" in caught.value.fix
     record.write(workspace)
-    check_inputs(workspace, [workspace.plan], made_by, config="x.toml")
+    check_inputs(workspace, [workspace.plan], made_by, options="--config x.toml")
     workspace.plan.write_text("{ ")
     with pytest.raises(StepError, match="damaged"):
-        check_inputs(workspace, [workspace.plan], made_by, config="x.toml")
+        check_inputs(workspace, [workspace.plan], made_by, options="--config x.toml")
     replace(record, outputs={}).write(workspace)
     with pytest.raises(StepError, match="not there yet"):
-        check_inputs(workspace, [workspace.plan], made_by, config="x.toml")
+        check_inputs(workspace, [workspace.plan], made_by, options="--config x.toml")
 
 
 def test_flatten():

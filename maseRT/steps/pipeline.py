@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ from maseRT.records import (
 from maseRT.steps.gating import judged_again
 from maseRT.steps.table import STEPS, Context, Step, StepResult, producers
 from maseRT.user_code import code_files
-from maseRT.workspace import Workspace, write_json
+from maseRT.workspace import DEFAULT_OUTPUT, Workspace, write_json
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Run:
             outputs = tuple(self.workspace.root / name for name in record.outputs)
             headline = "nothing changed, skipped"
             return Outcome(step.name, "cached", "", record.seconds, headline, record.summary, outputs)
-        check_inputs(self.workspace, inputs, producers(self.workspace), config=str(self.config_path))
+        check_inputs(self.workspace, inputs, producers(self.workspace), options=self._options)
         key = self._key(step)
         # From here on the old result no longer counts: a killed step must not look complete.
         self.workspace.record(step.name).unlink(missing_ok=True)
@@ -188,6 +189,16 @@ class Run:
         if any(not path.exists() for path in step.inputs(self.config, self.workspace)):
             return "an input is missing"
         return why_stale(record, self._key(step), self.workspace.root)
+
+    @property
+    def _options(self) -> str:
+        """The options with which another command works on this run, as a shell takes them."""
+        words = ["--config", str(self.config_path)]
+        if self.workspace.output != DEFAULT_OUTPUT:
+            words += ["--output", str(self.workspace.output)]
+        if self.workspace.run != self.config_path.stem:
+            words += ["--run", self.workspace.run]
+        return shlex.join(words)
 
     def _key(self, step: Step) -> dict[str, str]:
         """Return everything the step's result depends on, as flat text."""
@@ -256,7 +267,7 @@ class Run:
             same_machine = {k: v for k, v in new.items() if not _is_environment(k)}
             same_machine |= {k: v for k, v in record.key.items() if _is_environment(k)}
             stale = why_stale(record, same_machine, self.workspace.root)
-            command = f"masert {earlier.name} --config {self.config_path}"
+            command = f"masert {earlier.name} {self._options}"
             if stale and not self.force:
                 raise StepError(
                     f"{earlier.name} is out of date: {stale}",
