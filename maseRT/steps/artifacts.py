@@ -125,7 +125,9 @@ def _onnx_files(context: Context, label: str) -> Iterator[Artifact]:
         return
     settings = SessionSettings(threads=context.threads)
     yield _onnx_file(context, "fp32", "float", "fp32", workspace.float_onnx, context.device, settings)
-    yield _onnx_file(context, label, "deployed", label, _likes_best(context), context.device, settings)
+    best = _likes_best(context)
+    precision = _computed(label, widened=best != workspace.onnx)
+    yield _onnx_file(context, label, "deployed", precision, best, context.device, settings)
     yield from _onnxruntime_modes(context, label)
 
 
@@ -143,11 +145,17 @@ def _onnxruntime_modes(context: Context, label: str) -> Iterator[Artifact]:
         return
     told = read_json(workspace.onnxruntime, made_by="onnxruntime")
     settings = replace(session_settings(context, section), cuda_graph=False)
-    precisions = {"optimized": "fp32", "auto-mixed": "fp16", "qdq": label}
+    widened = told["modes"].get("qdq", {}).get("widened", False)
+    precisions = {"optimized": "fp32", "auto-mixed": "fp16", "qdq": _computed(label, widened=widened)}
     for mode in section.modes:
         precision = told["modes"][mode].get("precision") or precisions.get(mode, "int8")
         role: Role = "float" if precision == "fp32" else "deployed"
         yield _onnx_file(context, mode, role, precision, workspace.onnxrt_model(mode), told["device"], settings)
+
+
+def _computed(label: str, *, widened: bool) -> str:
+    """Return the precision of a form: those for CPUs are `widened`, FP32 where the exported model is FP16."""
+    return "fp32" if label == "fp16" and widened else label
 
 
 def _onnx_file(

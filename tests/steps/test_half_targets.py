@@ -72,3 +72,15 @@ def test_a_plan_of_fp32_alone_is_a_result_too(tmp_path):
         "onnxruntime-fp32": "deployed",
     }
     assert report["verdict"].startswith("ONNX Runtime FP32 ")
+
+
+def test_a_row_that_the_cpu_computes_in_fp32_says_so(tmp_path):
+    modes = '[onnxruntime]\nmodes = ["qdq"]\ndevice = "cpu"\nbatches = 1\n'
+    project = new_project(tmp_path, CONFIG + modes + ANALYZE.format('"onnxruntime"'))
+    project.transform("quantize.precision=fp16", 'export.targets=["onnxruntime-cpu"]')
+    rows = read_json(project.workspace.report, made_by="analyze")["rows"]
+    assert {row["name"]: row["precision"] for row in rows} == {
+        "onnxruntime-fp32": "fp32",
+        "onnxruntime-fp16": "fp32",
+        "onnxruntime-qdq": "fp32",
+    }
