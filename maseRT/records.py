@@ -113,9 +113,10 @@ def read_record(workspace: Workspace, step: str) -> StepRecord | None:
     try:
         raw = json.loads(workspace.record(step).read_text(encoding="utf-8"))
         outputs = {name: FileState(**state) for name, state in raw.pop("outputs").items()}
-        return StepRecord(outputs=outputs, **raw)
+        record = StepRecord(outputs=outputs, **raw)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    return record if isinstance(record.key, dict) and isinstance(record.summary, dict) else None
 
 
 def flatten(prefix: str, value: Any) -> dict[str, str]:

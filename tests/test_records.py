@@ -28,7 +28,10 @@ def test_a_record_survives_the_disk(workspace, record):
     assert read_record(workspace, "quantize") == record
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"outputs": 3}', "nonsense"])
+WITHOUT_KEY = '{"step": "quantize", "key": [], "outputs": {}, "summary": {}, "seconds": 1}'
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"outputs": 3}', WITHOUT_KEY, "nonsense"])
 def test_a_damaged_record_counts_as_none(workspace, text):
     write_text(workspace.record("quantize"), text)
     assert read_record(workspace, "quantize") is None
