@@ -71,6 +71,25 @@ def _unlisted_batchnorms(unfolded: Mapping[str, str]) -> list[str]:
     ]
 
 
+_MERGING = ("reparameterize", "switch_to_deploy", "fuse")
+"""Methods by which libraries of models turn parallel branches, as trained, into the one convolution they come to."""
+
+
+def _unmerged(model: nn.Module, unfolded: Iterable[str]) -> list[str]:
+    """Say which modules with BatchNorms that stay could be merged into single convolutions before anything else."""
+    staying = list(unfolded)
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        method = next((each for each in _MERGING if callable(getattr(module, each, None))), None)
+        if name and method and any(batchnorm.startswith(f"{name}.") for batchnorm in staying):
+            found.setdefault(method, []).append(name)
+    return [
+        f"{shortened(names)}: the model's own {method}() merges here what stays apart (BatchNorms, parallel branches): "
+        "call it on the trained model, in a package.module:factory"
+        for method, names in found.items()
+    ]
+
+
 def _with_stored_weights(layers: Iterable[nn.Module]) -> list[str]:
     """Say which INT8 layers compute their weights: what is stored, and trained, is what they computed."""
     counts = Counter(type(layer).__name__ for layer in layers if computes_weights(layer))
@@ -138,6 +157,7 @@ class _Planner:
                 *notes,
                 *frozen_note,
                 *_unlisted_batchnorms({name: unfolded[name] for name in unfolded.keys() - choices.keys()}),
+                *_unmerged(self._model, unfolded),
                 *_with_stored_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
                 *self._shadowed_rules(),
                 *self._without_int8(layers),

@@ -317,3 +317,31 @@ def test_a_batchnorm_inside_of_other_code_is_not_folded_and_the_plan_says_so(tra
     assert plan.folds == ()
     assert any("placed layer by layer" in note for note in plan.notes) is not traceable
     assert any("BatchNorm is not folded in 1:" in note for note in plan.notes)
+
+
+class Branches(nn.Module):
+    """A convolution beside a BatchNorm, as RepVGG trains them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.identity = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)) + self.identity(x))
+
+    def reparameterize(self) -> None:
+        """Merge them."""
+
+
+class Folding(nn.Sequential):
+    def fuse(self) -> None:
+        """Do what a plan does anyway."""
+
+
+def test_branches_that_their_model_can_merge_are_told_of() -> None:
+    folding = Folding(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    notes = planned(SameNet(folding, Branches(), Branches()).eval()).notes
+    told = [note for note in notes if "reparameterize()" in note]
+    assert len(told) == 1
+    assert told[0].startswith("1, 2: the model's own reparameterize() merges")
+    assert not any("fuse()" in note for note in notes)
