@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from maseRT.quant.observe import known_amax, load_amax, observe
 from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
+from maseRT.steps.candidates import CHECKPOINT, Candidate, Comparison, Correction
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, validate
 from maseRT.steps.resume import load_progress, save_progress
 from maseRT.steps.table import Context, StepResult
@@ -35,54 +35,27 @@ from maseRT.workspace import write_json
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint"
-"""The name of the ranges that a checkpoint brought along; they are not calibrated again."""
-
 _MOST_VALUES = 1 << 24
 """Of the inputs that correct the biases, which run as one batch: 111 images of 3x224x224."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """The ranges of one calibration method, and how the model does with them.
+class Subject:
+    """What is calibrated, and with what.
 
     Attributes:
-        sqnr_db: of every layer's output, as expected from the histograms of its operands.
+        setting: data and task.
+        model: fake-quantized, on the context's device.
+        plan: of the model, without what would overflow in FP16.
+        histograms: of every quantized tensor, by amax name.
     """
 
-    name: str
-    amax: dict[str, Tensor]
-    metrics: Metrics
-    sqnr_db: dict[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; the SQNR of a layer that loses nothing is null."""
-        sqnr_db = {layer: value if math.isfinite(value) else None for layer, value in self.sqnr_db.items()}
-        return {"validation": self.metrics.as_dict(), "sqnr_db": sqnr_db}
-
-    @property
-    def worst_layer(self) -> str:
-        """The layer that loses most, by expected SQNR."""
-        return min(self.sqnr_db, key=lambda name: self.sqnr_db[name])
-
-
-@dataclass(frozen=True)
-class Correction:
-    """What the correction of biases came to.
-
-    Attributes:
-        layers: whose biases were corrected.
-        metrics: on validation, with the corrected biases.
-        kept: the model has them; otherwise it is as it was.
-    """
-
-    layers: int
-    metrics: Metrics
-    kept: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {"layers": self.layers, "kept": self.kept, "validation": self.metrics.as_dict()}
+    context: Context
+    section: CalibrateSection
+    setting: Setting
+    model: nn.Module
+    plan: Plan
+    histograms: Mapping[str, Histogram]
 
 
 def run(context: Context) -> StepResult:
@@ -100,24 +73,16 @@ def run(context: Context) -> StepResult:
     histograms, plan = _observe(context, setting, model, plan, section)
     if not plan.has_int8:
         return _nothing_to_do(context, model, plan)
+    subject = Subject(context, section, setting, model, plan, histograms)
     with quantizers_off(model):
         float_metrics = validate(context, setting, model)
     trained = known_amax(model)
-    if trained:
-        candidates = [_scored(context, setting, model, plan, histograms, CHECKPOINT, trained)]
-    else:
-        wanted = _methods(section, plan, histograms)
-        candidates = [
-            _candidate(context, setting, model, plan, histograms, name, methods)
-            for name, methods in context.reporter.track(
-                wanted.items(), description="calibrate", total=len(wanted), unit="method"
-            )
-        ]
-    best = max(candidates, key=lambda candidate: candidate.metrics.rank)
-    load_amax(model, best.amax)
-    correct = section.bias_correction and not trained
-    correction = _corrected(context, setting, model, plan, section, best) if correct else None
-    return _save(context, model, plan, histograms, candidates, best, float_metrics, correction)
+    candidates = [_scored(subject, CHECKPOINT, trained)] if trained else _candidates(subject)
+    comparison = Comparison(candidates, float_metrics)
+    load_amax(model, comparison.best.amax)
+    if section.bias_correction and not trained:
+        comparison = replace(comparison, correction=_corrected(subject, comparison.best))
+    return _save(subject, comparison)
 
 
 def _observe(
@@ -135,13 +100,19 @@ def _observe(
     return histograms, keep_in_fp32(plan, overflow, overflow=quantize.overflow)
 
 
-def _methods(
-    section: CalibrateSection, plan: Plan, histograms: Mapping[str, Histogram]
-) -> dict[str, dict[str, Method]]:
+def _candidates(subject: Subject) -> list[Candidate]:
+    methods = _methods(subject)
+    track = subject.context.reporter.track
+    tracked = track(methods.items(), description="calibrate", total=len(methods), unit="method")
+    return [_candidate(subject, name, method_of) for name, method_of in tracked]
+
+
+def _methods(subject: Subject) -> dict[str, dict[str, Method]]:
     """Return each candidate's name and its method for every tensor.
 
     A layer that a rule names has that rule's method in every candidate; weights have their own setting.
     """
+    section, plan = subject.section, subject.plan
     weights = Method.of(section.weights)
     fixed: dict[str, Method] = {}
     for index, rule in enumerate(entry for entry in section.methods if isinstance(entry, MethodRule)):
@@ -153,146 +124,82 @@ def _methods(
             continue
         method = Method.of(entry)
         candidates[method.name] = {
-            tensor: fixed.get(plan.owner_of(tensor), weights if is_weight(tensor) else method) for tensor in histograms
+            tensor: fixed.get(plan.owner_of(tensor), weights if is_weight(tensor) else method)
+            for tensor in subject.histograms
         }
     return candidates
 
 
-def _candidate(
-    context: Context,
-    setting: Setting,
-    model: nn.Module,
-    plan: Plan,
-    histograms: Mapping[str, Histogram],
-    name: str,
-    methods: Mapping[str, Method],
-) -> Candidate:
+def _candidate(subject: Subject, name: str, methods: Mapping[str, Method]) -> Candidate:
     """Return one method's ranges and their score; those that an interrupted calibration has left are taken."""
+    context = subject.context
     path = context.workspace.amax(name)
     found = load_progress(path, key=context.key, work=f"calibration {name}", made_by="calibrate")
     if found is not None:
         amax, (metrics,) = found
         log.warning("%s was finished before", name)
-        return Candidate(name, amax, Metrics(**metrics), _layers_sqnr_db(plan, histograms, amax))
+        return Candidate(name, amax, Metrics(**metrics), _layers_sqnr_db(subject, amax))
     with finishing(f"calibration method {name}"), context.reporter.spinner(name):
-        amax = amax_from_histograms(histograms, methods.__getitem__, ties=plan.ties)
-        candidate = _scored(context, setting, model, plan, histograms, name, amax)
+        amax = amax_from_histograms(subject.histograms, methods.__getitem__, ties=subject.plan.ties)
+        candidate = _scored(subject, name, amax)
         save_progress(path, amax, key=context.key, history=[asdict(candidate.metrics)])
         return candidate
 
 
-def _scored(
-    context: Context,
-    setting: Setting,
-    model: nn.Module,
-    plan: Plan,
-    histograms: Mapping[str, Histogram],
-    name: str,
-    amax: dict[str, Tensor],
-) -> Candidate:
-    load_amax(model, amax)
-    metrics = validate(context, setting, model)
-    return Candidate(name, amax, metrics, _layers_sqnr_db(plan, histograms, amax))
+def _scored(subject: Subject, name: str, amax: dict[str, Tensor]) -> Candidate:
+    load_amax(subject.model, amax)
+    metrics = validate(subject.context, subject.setting, subject.model)
+    return Candidate(name, amax, metrics, _layers_sqnr_db(subject, amax))
 
 
-def _corrected(
-    context: Context, setting: Setting, model: nn.Module, plan: Plan, section: CalibrateSection, best: Candidate
-) -> Correction | None:
+def _layers_sqnr_db(subject: Subject, amax: Mapping[str, Tensor]) -> dict[str, float]:
+    operands: dict[str, list[float]] = {}
+    for tensor, value in amax.items():
+        operands.setdefault(subject.plan.owner_of(tensor), []).append(sqnr_db(subject.histograms[tensor], value))
+    return {layer: layer_sqnr_db(values) for layer, values in operands.items()}
+
+
+def _corrected(subject: Subject, best: Candidate) -> Correction | None:
     """Correct the biases, and keep that where validation is better for it; None: no layer has one to correct."""
+    context, model = subject.context, subject.model
     with context.reporter.spinner("bias correction"):
-        before = correct_biases(model, plan, _calibration_inputs(context, setting, section).to(context.device))
+        before = correct_biases(model, subject.plan, _calibration_inputs(subject).to(context.device))
     if not before:
         return None
-    metrics = validate(context, setting, model)
+    metrics = validate(context, subject.setting, model)
     kept = metrics.rank > best.metrics.rank
     if not kept:
         restore_biases(model, before)
     return Correction(len(before), metrics, kept)
 
 
-def _calibration_inputs(context: Context, setting: Setting, section: CalibrateSection) -> Tensor:
+def _calibration_inputs(subject: Subject) -> Tensor:
     """Return the inputs of the calibration subset [N, ...], as many as one batch may have."""
-    data = context.config.data
-    samples = min(section.batches * data.batch_size, max(1, _MOST_VALUES // math.prod(setting.splits.input_shape)))
-    subset = calibration_subset(setting.splits, samples=samples, seed=context.config.run.seed)
+    data, splits = subject.context.config.data, subject.setting.splits
+    samples = min(subject.section.batches * data.batch_size, max(1, _MOST_VALUES // math.prod(splits.input_shape)))
+    subset = calibration_subset(splits, samples=samples, seed=subject.context.config.run.seed)
     return torch.cat([inputs for inputs, _ in loader(subset, batch_size=data.batch_size)])
 
 
-def _layers_sqnr_db(plan: Plan, histograms: Mapping[str, Histogram], amax: Mapping[str, Tensor]) -> dict[str, float]:
-    operands: dict[str, list[float]] = {}
-    for tensor, value in amax.items():
-        operands.setdefault(plan.owner_of(tensor), []).append(sqnr_db(histograms[tensor], value))
-    return {layer: layer_sqnr_db(values) for layer, values in operands.items()}
-
-
-def _save(
-    context: Context,
-    model: nn.Module,
-    plan: Plan,
-    histograms: Mapping[str, Histogram],
-    candidates: list[Candidate],
-    best: Candidate,
-    float_metrics: Metrics,
-    correction: Correction | None,
-) -> StepResult:
-    workspace = context.workspace
-    save_tensors(workspace.histograms, *tensors_from_histograms(histograms))
-    for candidate in candidates:
+def _save(subject: Subject, comparison: Comparison) -> StepResult:
+    workspace = subject.context.workspace
+    save_tensors(workspace.histograms, *tensors_from_histograms(subject.histograms))
+    for candidate in comparison.candidates:
         save_tensors(workspace.amax(candidate.name), candidate.amax)
-    comparison = {
-        "best": best.name,
-        "float": float_metrics.as_dict(),
-        "methods": {c.name: c.as_dict() for c in candidates},
-    }
-    if correction is not None:
-        comparison["bias_correction"] = correction.as_dict()
-    write_json(workspace.calibration, comparison)
-    write_json(workspace.final_plan, plan.to_json())
-    save_quantized(workspace.calibrated_checkpoint, model, workspace.final_plan)
-    chosen = "the ranges come from the checkpoint" if best.name == CHECKPOINT else f"{best.name} is best"
-    final = best.metrics
-    if correction is not None and correction.kept:
-        chosen, final = f"{chosen}, with corrected biases", correction.metrics
+    write_json(workspace.calibration, comparison.as_dict())
+    write_json(workspace.final_plan, subject.plan.to_json())
+    save_quantized(workspace.calibrated_checkpoint, subject.model, workspace.final_plan)
     return StepResult(
-        headline=f"{chosen}: validation {final.describe()}, float {float_metrics.shown}",
+        headline=comparison.headline,
         outputs=[
             workspace.histograms,
-            *(workspace.amax(candidate.name) for candidate in candidates),
+            *(workspace.amax(candidate.name) for candidate in comparison.candidates),
             workspace.calibration,
             workspace.final_plan,
             workspace.calibrated_checkpoint,
         ],
-        summary={
-            "best": best.name,
-            "float": float_metrics.as_dict(),
-            "validation": {candidate.name: candidate.metrics.as_dict() for candidate in candidates},
-            "bias_correction": correction.as_dict() if correction is not None else None,
-        },
-        table=_table(candidates, best, correction),
-    )
-
-
-def _table(candidates: list[Candidate], best: Candidate, correction: Correction | None) -> list[tuple[str, ...]]:
-    """Return the comparison for the console, with a star at what was chosen."""
-    kept = correction is not None and correction.kept
-    rows: list[tuple[str, ...]] = [("method", best.metrics.primary, "loss", "mean SQNR", "worst layer")]
-    rows += [_row(candidate, chosen=candidate is best and not kept) for candidate in candidates]
-    if correction is not None:
-        name = f"{best.name}, biases corrected"
-        metrics = correction.metrics
-        rows.append((f"{name} *" if kept else name, metrics.shown, f"{metrics.loss:.4f}", "", ""))
-    return rows
-
-
-def _row(candidate: Candidate, *, chosen: bool) -> tuple[str, ...]:
-    finite = [value for value in candidate.sqnr_db.values() if math.isfinite(value)]
-    worst = candidate.worst_layer
-    return (
-        f"{candidate.name} *" if chosen else candidate.name,
-        candidate.metrics.shown,
-        f"{candidate.metrics.loss:.4f}",
-        f"{sum(finite) / max(len(finite), 1):.1f} dB",
-        f"{worst} {candidate.sqnr_db[worst]:.1f} dB",
+        summary=comparison.summary(),
+        table=comparison.table(),
     )
 
 
