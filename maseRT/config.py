@@ -79,7 +79,9 @@ class DataSection(Section):
         None, description="image-folder: side of the square that images are cropped to; default: 224."
     )
     mean: tuple[float, ...] | None = Field(None, description="Images: per channel, of values in [0, 1].")
-    std: tuple[float, ...] | None = Field(None, description="Images: per channel, of values in [0, 1].")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Images: per channel, of values in [0, 1]."
+    )
 
 
 class TrainSection(Section):

@@ -159,6 +159,13 @@ def test_no_figure_is_infinite(write, mistake):
     assert any(mistake.partition("=")[0] in line for line in caught.value.problems)
 
 
+@pytest.mark.parametrize("std", ["[0.0]", "[-0.5]", "[nan]", "[inf]"])
+def test_a_std_is_a_positive_number(write, std):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(GOOD), ["data.mean=[0.5]", f"data.std={std}"])
+    assert any("data.std" in line for line in caught.value.problems)
+
+
 @pytest.mark.parametrize(
     ("value", "line"),
     [

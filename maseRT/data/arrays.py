@@ -161,7 +161,7 @@ def normalization(
     """Return [data] mean and std as arrays [C, 1, 1]; None when neither is given.
 
     Raises:
-        UsageError: one without the other, not one value per channel, or a std that is not positive.
+        UsageError: one without the other, or not one value per channel.
     """
     if section.mean is None and section.std is None:
         return None
@@ -169,7 +169,5 @@ def normalization(
     if len(mean) != channels or len(std) != channels:
         what = f"need {channels} values each, one per channel, got {len(mean)} and {len(std)}"
         raise UsageError(what, where="[data] mean, std", fix=f"give {channels} values in both, or neither")
-    if not all(np.isfinite(mean)) or not all(0 < value < np.inf for value in std):
-        raise UsageError("must be finite, and std above 0", where="[data] mean, std")
     as_channels = (np.asarray(values, dtype=np.float32).reshape(-1, 1, 1) for values in (mean, std))
     return next(as_channels), next(as_channels)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from gpu_bench.jobs import FREE, Job, Options
 from gpu_bench.prepare import float_model, open_run
 from maseRT.agreement import agreement
-from maseRT.blame import blame
+from maseRT.blame.compare import blame
 from maseRT.energy import measure_energy, measure_idle, open_meter
 from maseRT.errors import MaseRTError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus

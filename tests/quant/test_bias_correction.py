@@ -41,21 +41,21 @@ def channel_means(model: nn.Module, x: Tensor, axes: dict[str, int]) -> dict[str
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "axes"),
+    ("make", "shape", "axes"),
     [
         (
-            nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2)),
+            lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2)),
             (3, 8, 8),
             {"0": 1, "3": 1},
         ),
-        (nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), (7, 6), {"0": 2, "2": 2}),
-        (nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3)), (4, 12), {"0": 1, "2": 1}),
+        (lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), (7, 6), {"0": 2, "2": 2}),
+        (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3)), (4, 12), {"0": 1, "2": 1}),
     ],
     ids=["images", "tokens", "sequences"],
 )
-def test_every_layers_mean_output_is_that_of_the_float_model(model, shape, axes):
+def test_every_layers_mean_output_is_that_of_the_float_model(make, shape, axes):
     torch.manual_seed(0)
-    x = torch.randn(64, *shape)
+    model, x = make(), torch.randn(64, *shape)
     plan = calibrated(model, x)
     with quantizers_off(model):
         wanted = channel_means(model, x, axes)

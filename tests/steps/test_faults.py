@@ -264,7 +264,7 @@ def test_interrupted_calibration_keeps_the_methods_it_finished(finished, monkeyp
     scored, names = module._scored, []
 
     def dying(*arguments):
-        names.append(arguments[5])
+        names.append(arguments[1])
         if len(names) == 2:
             raise _CrashedError
         return scored(*arguments)
@@ -273,7 +273,7 @@ def test_interrupted_calibration_keeps_the_methods_it_finished(finished, monkeyp
         patch.setattr(module, "_scored", dying)
         finished.single("calibrate", force=True)
     expected = json.loads(finished.workspace.calibration.read_text())
-    monkeypatch.setattr(module, "_scored", lambda *arguments: (names.append(arguments[5]), scored(*arguments))[1])
+    monkeypatch.setattr(module, "_scored", lambda *arguments: (names.append(arguments[1]), scored(*arguments))[1])
     finished.transform(last="calibrate")
     assert names == ["max", "mse", "mse"]
     assert json.loads(finished.workspace.calibration.read_text()) == expected
