@@ -39,7 +39,7 @@ class RunSection(Section):
         0, ge=0, lt=2**63, description="Seeds the data split, the initial weights, shuffling and dropout."
     )
     threads: Positive | None = Field(
-        None, description="CPU threads; all cores when absent. Tiny models are faster with 1."
+        None, le=1024, description="CPU threads; all cores when absent. Tiny models are faster with 1."
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
 
@@ -382,6 +382,13 @@ class AnalyzeSection(Section):
     sensitivity: bool = Field(False, description="Rank the layers by what quantizing each alone costs.")
     sensitivity_batches: Positive = Field(4, description="Validation batches that each layer's pass takes.")
     sensitivity_layers: Positive = Field(3, description="How many of the worst layers the proposed rules keep in FP16.")
+
+    @field_validator("runtimes")
+    @classmethod
+    def _one_at_least(cls, value: tuple[RuntimeName, ...]) -> tuple[RuntimeName, ...]:
+        if not value:
+            raise ValueError("needs at least one runtime")
+        return value
 
 
 class Speedup(Section):

@@ -151,9 +151,11 @@ def test_profile_must_be_ordered(write):
         "gate.max_latency_ms=nan",
         "train.learning_rate=inf",
         "run.seed=9223372036854775808",
+        "run.threads=100000",
+        "analyze.runtimes=[]",
     ],
 )
-def test_no_figure_is_infinite(write, mistake):
+def test_what_no_machine_can_do_is_refused(write, mistake):
     with pytest.raises(ConfigError) as caught:
         load_config(write(GOOD), [mistake])
     assert any(mistake.partition("=")[0] in line for line in caught.value.problems)
