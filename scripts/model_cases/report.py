@@ -61,7 +61,7 @@ def cells(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
     accuracy, off, on = result["accuracy"], result["onnxruntime"]["disabled"], result["onnxruntime"]["all"]
     again = result["torch_again"]
     ort = next((v for key, v in accuracy.items() if key.startswith("onnxruntime-") and key != "onnxruntime-fp32"), None)
-    qat = next((v for key, v in accuracy.items() if key.startswith("torch-")), None)
+    qat = next((v for key, v in accuracy.items() if key.startswith("torch-") and not key.endswith("-ptq")), None)
     layers = result["layers"]
     steps = [max((layer[f"steps_{level}"] for layer in layers), default=None) for level in ("disabled", "all")]
     return (
