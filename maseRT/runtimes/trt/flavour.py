@@ -63,10 +63,10 @@ def why_cannot_build(flavour: Flavour) -> str | None:
 
 def why_cannot_run(flavour: Flavour, index: int) -> str | None:
     """Return why no engine can run on the GPU `cuda:<index>`, and what to install; None when one can."""
-    reason = _why_not_installed(flavour)
+    reason = _why_not_installed(flavour) or why_cannot_use_gpu(flavour, index)
     if reason is None and find_spec("cuda") is None:
         reason = "cuda-python is not installed: pip install cuda-python"
-    return reason or why_cannot_use_gpu(flavour, index) or _why_not_loading(flavour)
+    return reason or _why_not_loading(flavour)
 
 
 def why_cannot_use_gpu(flavour: Flavour, index: int) -> str | None:
