@@ -155,9 +155,12 @@ class TrtSession(Closing):
 
         self._check_open()
         self._place(self._with_ids_as_taken(feed))
-        context = self._engine.create_execution_context()
+        # TensorRT 8 lends a profile to one context of an engine only, and crashes where a second one asks for it.
+        engine = self._runtime.deserialize_cuda_engine(self._engine.serialize())
+        context = engine.create_execution_context()
         profile, shapes = self._state or (0, {})
-        context.set_optimization_profile_async(profile, self._memory.stream)
+        if profile:
+            context.set_optimization_profile_async(profile, self._memory.stream)
         for name, shape in shapes.items():
             context.set_input_shape(name, shape)
         for binding in self._bindings:

@@ -30,7 +30,7 @@ _TYPED_BY_THEMSELVES = frozenset(
         "TRIP_LIMIT",
     }
 )
-_NO_KERNEL = "could not find any implementation"
+_NO_KERNEL = ("could not find any implementation", "candidaterequirements", "incorrectly marked as an int8 node")
 
 
 class WeakTypes:
@@ -62,9 +62,10 @@ class WeakTypes:
             config.set_flag(getattr(trt.BuilderFlag, name))
         if onnx.floats <= {"float32"}:
             return
-        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        self._obey = True
         self._told = tell_types(trt, network, onnx.float_nodes())
+        self._obey = bool(self._told)
+        if self._obey:  # the flag alone already leaves TensorRT 8.6 without a kernel for some INT8 layers
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         self.notes.append(
             f"weakly typed: {len(self._told)} of {network.num_layers} layers told their type, "
             "the others left to the builder"
@@ -73,24 +74,24 @@ class WeakTypes:
     def relax(self, heard: Heard) -> bool:
         """After a build that failed: ask for less, and tell whether another one may work.
 
-        First the half-precision layers are left to the builder, which may compute them in FP32: no result suffers.
-        Then the types of the others become preferences. The precision receipt tells what came of it.
+        First the types become preferences. Then the half-precision layers are left to the builder, which may compute
+        them in FP32: no result suffers. The precision receipt tells what came of it.
         """
-        if not any(_NO_KERNEL in error.lower() for error in heard.errors):
+        if heard.errors and not any(text in error.lower() for error in heard.errors for text in _NO_KERNEL):
             return False
         heard.errors.clear()  # so that the next failure is judged by its own
+        if self._told and self._obey:
+            self._config.clear_flag(self._trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+            self._config.set_flag(self._trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+            self._obey = False
+            self.notes.append("no kernels for all of these types: they were preferences")
+            return True
         halves = [layer for layer, kind in self._told if kind != "float32"]
         if halves:
             for layer in halves:
                 _forget(layer)
             self._told = [(layer, kind) for layer, kind in self._told if kind == "float32"]
-            self.notes.append(f"no kernels for all of these types: {len(halves)} half-precision layers left as well")
-            return True
-        if self._told and self._obey:
-            self._config.clear_flag(self._trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-            self._config.set_flag(self._trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-            self._obey = False
-            self.notes.append("no kernels for all FP32 layers either: their type was a preference")
+            self.notes.append(f"nor with preferences: {len(halves)} half-precision layers were left to the builder")
             return True
         return False
 
