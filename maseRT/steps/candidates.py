@@ -15,6 +15,11 @@ CHECKPOINT = "checkpoint"
 """The name of the ranges that a checkpoint brought along; they are not calibrated again."""
 
 
+def corrected_name(method: str) -> str:
+    """Return what a method is called whose ranges stand beside corrected biases."""
+    return f"{method}, biases corrected"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """The ranges of one calibration method, and how the model does with them.
@@ -66,7 +71,7 @@ class Correction:
 
     def cells(self, method: str) -> tuple[str, ...]:
         """Return a row of the console's table, for the method whose ranges it has."""
-        name = f"{method}, biases corrected"
+        name = corrected_name(method)
         return f"{name} *" if self.kept else name, self.metrics.shown, f"{self.metrics.loss:.4f}", "", ""
 
 

@@ -22,6 +22,7 @@ from maseRT.report.schema import (
     Metrics,
     Precision,
 )
+from maseRT.steps.candidates import corrected_name
 from maseRT.steps.table import trains
 from maseRT.workspace import Workspace, read_json, write_json
 
@@ -70,9 +71,8 @@ def calibration(config: Config, workspace: Workspace) -> Calibration | None:
         for name, each in raw["methods"].items()
     ]
     if corrected:
-        name = f"{raw['best']}, biases corrected"
         metrics = metrics_of(corrected["validation"])
-        methods.append(CalibratorResult(name=name, metrics=metrics, chosen=corrected["kept"]))
+        methods.append(CalibratorResult(name=corrected_name(raw["best"]), metrics=metrics, chosen=corrected["kept"]))
     return Calibration(methods=methods, histograms=_histograms(workspace, raw["best"]))
 
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from maseRT.agreement import agreement
 from maseRT.config import Config
-from maseRT.evaluate import evaluate_module
 from maseRT.onnx_export import INPUT, OUTPUT, export_onnx
 from maseRT.progress import Silent
 from maseRT.quant.quantizer import Quantizer
 from maseRT.runtimes.onnxruntime import OnnxRuntime, Optimization
-from maseRT.steps.common import Setting, load_float_weights, rebuild, rebuild_final, set_up
+from maseRT.steps.common import Setting, load_float_weights, rebuild_final, set_up
 from maseRT.steps.table import Context
 from maseRT.workspace import Workspace, read_json
 
 Logits = NDArray[np.float32]
+FLOAT = "torch-fp32"
 LEVELS: tuple[Optimization, ...] = ("disabled", "all")
 EXACT = 1e-4
 """Relative error that two runs of one computation in FP32 may differ by."""
@@ -89,17 +89,11 @@ def _inputs(setting: Setting, context: Context, samples: int) -> Tensor:
 
 def _accuracies(context: Context) -> dict[str, float | None]:
     """Return test accuracies: of the float model, after calibration alone, and what the report says of every row."""
-    workspace = context.workspace
-    report = read_json(workspace.report, made_by="analyze")
+    report = read_json(context.workspace.report, made_by="analyze")
     rows = {row["name"]: row["metrics"]["values"]["accuracy"] for row in report["rows"] if row.get("metrics")}
-    found: dict[str, float | None] = {"float": rows.get("torch-fp32")}
-    setting = set_up(context)
-    model, _ = rebuild(
-        context, setting.model, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=False
-    )
-    metrics = evaluate_module(model, setting.batches(context, "test"), task=setting.task, outputs=setting.outputs)
-    found["ptq"] = metrics.primary_value
-    return found | {name: value for name, value in rows.items() if name != "torch-fp32"}
+    without_int8 = next((value for name, value in rows.items() if name.startswith("torch-") and name != FLOAT), None)
+    found = {"float": rows.get(FLOAT), "ptq": rows.get("torch-int8-ptq", without_int8)}
+    return found | {name: value for name, value in rows.items() if name != FLOAT}
 
 
 def _logits(model: nn.Module, inputs: Tensor) -> Logits:

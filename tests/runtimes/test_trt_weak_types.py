@@ -169,7 +169,9 @@ def test_types_are_given_up_bit_by_bit_where_no_kernel_obeys(weak_library, mixed
         assert set(told()) == {kinds.FLOAT}
         assert all(bool(layer.output_types) == (layer.precision is not None) for layer in network.layers)
         assert f"{halves} half-precision layers" in weak.notes[-1]
-        assert not weak.relax(Heard(errors=[no_kernel])), "nothing is left to give up"
+        last = Heard(errors=[no_kernel])
+        assert not weak.relax(last), "nothing is left to give up"
+        assert last.why() == no_kernel, "the user is told why"
 
 
 def test_other_failures_change_nothing(weak_library, mixed_onnx):

@@ -79,21 +79,27 @@ class WeakTypes:
         """
         if heard.errors and not any(text in error.lower() for error in heard.errors for text in _NO_KERNEL):
             return False
-        heard.errors.clear()  # so that the next failure is judged by its own
-        if self._told and self._obey:
+        note = self._ask_less()
+        if not note:
+            return False
+        self.notes.append(note)
+        heard.errors.clear()  # so that the next failure is judged by its own; those of the last one are the reason
+        return True
+
+    def _ask_less(self) -> str:
+        """Give up one thing, and return what; "" where nothing is left to give up."""
+        if self._obey:
             self._config.clear_flag(self._trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
             self._config.set_flag(self._trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
             self._obey = False
-            self.notes.append("no kernels for all of these types: they were preferences")
-            return True
+            return "no kernels for all of these types: they were preferences"
         halves = [layer for layer, kind in self._told if kind != "float32"]
-        if halves:
-            for layer in halves:
-                _forget(layer)
-            self._told = [(layer, kind) for layer, kind in self._told if kind == "float32"]
-            self.notes.append(f"nor with preferences: {len(halves)} half-precision layers were left to the builder")
-            return True
-        return False
+        if not halves:
+            return ""
+        for layer in halves:
+            _forget(layer)
+        self._told = [(layer, kind) for layer, kind in self._told if kind == "float32"]
+        return f"nor with preferences: {len(halves)} half-precision layers were left to the builder"
 
 
 def tell_types(trt: Any, network: Any, types: Mapping[str, str]) -> list[tuple[Any, str]]:
