@@ -63,7 +63,7 @@ def command(part: Part, options: argparse.Namespace, seconds: float) -> list[str
         more = ["--previous", str(found)]
     else:
         script, found = "bench_gpu.py", work / "bench" / "results.json"
-        more = ["--docs", str(work / "benchmarks.md"), "--free"]
+        more = ["--docs", str(work / "benchmarks.md")]
         more += ["--only", GOAL_JOBS] if part.name == "goals" else []
     more += ["--budget", str(int(seconds)), "--work", str(work / "files"), *dry]
     return [python, str(ROOT / "scripts" / script), "--out", str(found.parent), *more]

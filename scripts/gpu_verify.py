@@ -12,8 +12,8 @@ again, nor are layers of an unfinished last part:
     kill       a build that is killed leaves no engine; the next one works
     onnxruntime  FP32, FP16 and Q/DQ on the CUDA provider: agreement with the CPU's, copies, event times; and whether a
                silent fallback to the CPU is detected
-    rebuild    an engine built in two processes, the second with the timing cache of the first
     layers     every form that parsed, built at a low optimization level and compared with ONNX Runtime on the CPU
+    rebuild    an engine built in two processes, the second with the timing cache of the first
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ KINDS = {
 
 BUILDS = ("int8-fp32", "int8", "fp16", "fp32")
 FORMS = ("exported", "static")
+BUILDERS = max(1, min(6, (os.cpu_count() or 2) // 2))
 MODELS = "mobilenetv3-small,transformer-classifier,conv1d-classifier,lstm-classifier"
+PREPARED = {"vgg7": ("int8", "fp16", "fp32"), "jsc-toy": ("fp16",)}
+"""What parts run besides; exported with the others, several at a time."""
 
 
 class One(nn.Module):
@@ -140,23 +144,54 @@ def static(path: Path) -> Path:
     return path.with_suffix(".static.onnx")
 
 
-def whole_models(names: list[str], work: Path, dry_run: bool) -> dict[str, dict[str, str]]:
-    """Export models by the pipeline; return model-kind -> form -> file."""
+def whole_model(name: str, work: Path, dry_run: bool) -> dict[str, dict[str, str]]:
+    """Export a model by the pipeline, in each precision; return model-kind -> form -> file."""
     from gpu_bench.prepare import open_run, prepare, settle
 
+    torch.set_num_threads(1)
     found: dict[str, dict[str, str]] = {}
     options = Options(work, work / "out", dry_run, 1, math.inf)
-    for name in names:
-        job = Job(name, 64)
-        for precision in ("int8", "fp16"):
-            try:
-                settle(job, options)
-                prepare(job, precision, options)
-                path = open_run(job, precision, options).workspace.onnx
-                found[f"{name}-{precision}"] = {"exported": str(path), **other_forms(path)}
-            except Exception as error:
-                found[f"{name}-{precision}"] = {"error": f"{type(error).__name__}: {error}"[:500]}
+    job = Job(name, 64)
+    for precision in PREPARED.get(name, ("int8", "fp16")):
+        try:
+            settle(job, options)
+            prepare(job, precision, options)
+            path = open_run(job, precision, options).workspace.onnx
+            found[f"{name}-{precision}"] = {"exported": str(path), **other_forms(path)}
+        except Exception as error:
+            found[f"{name}-{precision}"] = {"error": f"{type(error).__name__}: {error}"[:500]}
     return found
+
+
+def compare(
+    name: str, forms: dict[str, str], form: str, out: Path, dry_run: bool, deadline: float
+) -> dict[str, Any] | str:
+    """Build a layer's engine, run it, and compare it with ONNX Runtime on the CPU."""
+    if time.time() > deadline:
+        return "out of time"
+    runtime = "tensorrt-rtx" if dry_run else "tensorrt"
+    x = np.load(Path(forms["exported"]).with_suffix(".npy"))
+    engine = out / f"{name.replace('/', '-')}.trt"
+    options = BuildOptions(batch=BatchRange(BATCH, BATCH, BATCH), optimization_level=1)
+    options = replace(options, compute_capability="8.9") if dry_run else options
+    try:
+        with OnnxRuntime().open(Path(forms["exported"]), "cpu", optimization="disabled") as session:
+            wanted = session.infer({"input": x})["output"]
+        start = time.time()
+        info = get_compiler(runtime).build(Path(forms[form]), engine, options)
+        told = {"form": form, "seconds": round(time.time() - start, 1), "layers": precisions(info)}
+        if dry_run:
+            return told
+        engine.with_suffix(".json").write_text(json.dumps(info.to_json()))
+        with get_runtime(runtime).open(engine, "cuda:0") as session:
+            got = session.infer({"input": x})["output"]
+        error = float(np.abs(got - wanted).max()) / float(np.abs(wanted).max())
+        return {**told, "error": round(error, 5), "agrees": error <= (1 / 127 if "int8" in name else 2e-3) * 1.01}
+    except Exception as error:
+        return {"form": form, "failed": f"{type(error).__name__}: {error}"[-500:]}
+    finally:
+        engine.unlink(missing_ok=True)
+        engine.with_suffix(".json").unlink(missing_ok=True)
 
 
 # parts
@@ -212,51 +247,27 @@ class Verifier:
         self.found["parse_summary"] = summary(found)
         return {name: told for name, told in found.items() if set(told.values()) != {"ok"}}
 
-    def build_one(self, path: Path, out: Path) -> Any:
-        options = BuildOptions(batch=BatchRange(BATCH, BATCH, BATCH), optimization_level=1)
-        options = replace(options, compute_capability="8.9") if self.dry_run else options
-        info = self.compiler.build(path, out, options)
-        out.with_suffix(".json").write_text(json.dumps(info.to_json()))
-        return info
-
     def layers(self, files: dict[str, dict[str, str]]) -> dict[str, Any]:
-        """Build and run the best form of each layer, in the order of `BUILDS`."""
+        """Build and run the best form of each layer, in the order of `BUILDS`, several at a time: none is timed."""
         before = self.found.get("layers", {})
         found: dict[str, Any] = {name: told for name, told in before.items() if isinstance(told, dict)}
         names = sorted(files.keys() - found.keys(), key=lambda name: BUILDS.index(name.split("/")[1]))
-        for name in names:
-            if time.time() > self.deadline:
-                found[name] = "out of time"
-                continue
-            form = next((f for f in FORMS if f in files[name] and self.parses(name, f)), None)
-            found[name] = self.compare(name, files[name], form) if form else "no form parses"
-            self.found["layers"] = found
-            self.save()
+        with ProcessPoolExecutor(BUILDERS, mp_context=get_context("spawn")) as pool:
+            builds = {}
+            for name in names:
+                form = next((f for f in FORMS if f in files[name] and self.parses(name, f)), None)
+                if form is None:
+                    found[name] = "no form parses"
+                else:
+                    builds[name] = pool.submit(compare, name, files[name], form, self.out, self.dry_run, self.deadline)
+            for name, build in builds.items():
+                found[name] = build.result()
+                self.found["layers"] = found
+                self.save()
         return found
 
     def parses(self, name: str, form: str) -> bool:
         return self.found.get("parse", {}).get(name, {}).get(form, "ok") == "ok"
-
-    def compare(self, name: str, forms: dict[str, str], form: str) -> dict[str, Any]:
-        x = np.load(Path(forms["exported"]).with_suffix(".npy"))
-        engine = self.out / "layer.trt"
-        try:
-            with OnnxRuntime().open(Path(forms["exported"]), "cpu", optimization="disabled") as session:
-                wanted = session.infer({"input": x})["output"]
-            start = time.time()
-            info = self.build_one(Path(forms[form]), engine)
-            seconds = time.time() - start
-            told = {"form": form, "seconds": round(seconds, 1), "layers": precisions(info)}
-            if self.dry_run:
-                return told
-            with get_runtime(self.runtime).open(engine, "cuda:0") as session:
-                got = session.infer({"input": x})["output"]
-            error = float(np.abs(got - wanted).max()) / float(np.abs(wanted).max())
-            return {**told, "error": round(error, 5), "agrees": error <= (1 / 127 if "int8" in name else 2e-3) * 1.01}
-        except Exception as error:
-            return {"form": form, "failed": f"{type(error).__name__}: {error}"[-500:]}
-        finally:
-            engine.unlink(missing_ok=True)
 
     def small_engine(self, files: dict[str, dict[str, str]]) -> Path:
         path = self.out / "small.trt"
@@ -464,10 +475,11 @@ def main() -> None:
     pairs = [(name, kind) for name in names for kind in KINDS]
     start = time.time()
     with ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 2)) as pool:
-        models = pool.submit(whole_models, list(filter(None, options.models.split(","))), options.work, options.dry_run)
+        wanted = [*PREPARED, *filter(None, options.models.split(","))]
+        models = [pool.submit(whole_model, name, options.work, options.dry_run) for name in wanted]
         made = pool.map(write_forms, *zip(*pairs, strict=True), [onnx_files] * len(pairs))
         files = {f"{name}/{kind}": forms for (name, kind), forms in zip(pairs, made, strict=True)}
-        whole = models.result()
+        whole = {name: forms for model in models for name, forms in model.result().items()}
     print(f"exported in {time.time() - start:.0f} s", flush=True)
     previous = json.loads(options.previous.read_text()) if options.previous and options.previous.is_file() else {}
     parts = set(filter(None, options.parts.split(",")))
@@ -478,8 +490,8 @@ def main() -> None:
         verifier.part("memory", lambda: verifier.memory(files))
     verifier.part("kill", lambda: verifier.kill(options.work))
     verifier.part("onnxruntime", lambda: verifier.onnxruntime(options.work))
-    verifier.part("rebuild", lambda: verifier.rebuild(options.work))
     verifier.part("layers", lambda: verifier.layers(files))
+    verifier.part("rebuild", lambda: verifier.rebuild(options.work))
     verifier.found["goals"] = goals(verifier.found)
     verifier.save()
     print(json.dumps(verifier.found["goals"], indent=1), flush=True)

@@ -20,8 +20,11 @@ from maseRT.runtimes.base import Profiled, Session
 from maseRT.workers.memory import MemoryUse
 from maseRT.workers.protocol import Array, Opened, Opener
 
-LEAD_IN_SECONDS = 0.001
-"""Untimed calls before timed ones: one at least, more of those that are short."""
+LEAD_IN_SECONDS = {"cpu": 0.001, "cuda": 0.05}
+"""Untimed calls before timed ones, by the kind of device: one at least, more of those that are short.
+
+A GPU's row slept while others were timed, and the host's clock with it: launches take up to twice their time until it
+runs again. A CPU's row is kept short: what computes there is what was asleep."""
 
 _COMPUTING = ("torch", "onnxruntime", "onnxruntime_ep_openvino", "tensorrt", "tensorrt_rtx")
 _NAP_SECONDS = 0.002
@@ -120,7 +123,7 @@ class LocalWorker(Closing):
         call, clock = self._live().prepare(self._bound_feed()), time.perf_counter_ns
         times_ns = []
         with _no_collection():
-            _lead_in(call)
+            _lead_in(call, self._device)
             for _ in range(count):
                 start = clock()
                 call()
@@ -136,7 +139,7 @@ class LocalWorker(Closing):
         if bound.device_times_ms(1) is None:
             return None
         with _no_collection():
-            _lead_in(bound.run)
+            _lead_in(bound.run, self._device)
             times_ms = bound.device_times_ms(count)
         self._look_at_gpu()
         _fall_asleep()
@@ -220,8 +223,8 @@ def _nvml_gpu(device: str, stack: ExitStack) -> NvmlGpu | None:
         return None
 
 
-def _lead_in(call: Callable[[], Any]) -> None:
-    end = time.perf_counter() + LEAD_IN_SECONDS
+def _lead_in(call: Callable[[], Any], device: str) -> None:
+    end = time.perf_counter() + LEAD_IN_SECONDS[device.partition(":")[0]]
     call()
     while time.perf_counter() < end:
         call()
