@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from maseRT.errors import MaseRTError, StepError
 from maseRT.onnx_translations import translations
+from maseRT.quant.lstm import projections_written_out
 from maseRT.quant.quantizer import exporting
 
 INPUT = "input"
@@ -61,7 +62,7 @@ def export_onnx(
     if opset not in OPSETS:
         raise StepError(f"opset {opset} is not one of {OPSETS[0]} to {OPSETS[1]}", where="export")
     free = _free_axes(model, example, dynamic)
-    with _quiet(), _evaluating(model), exporting(model), torch.no_grad():
+    with _quiet(), _as_exported(model), torch.no_grad():
         program = _trace(model, example, free)
         proto = _convert(program, opset)
     _clean(proto, free)
@@ -77,7 +78,7 @@ def check_traceable(model: nn.Module, example: Tensor, *, dynamic: Collection[st
         StepError: the model cannot be traced, or needs one image size.
     """
     free = _free_axes(model, example, dynamic)
-    with _quiet(), _evaluating(model), exporting(model), torch.no_grad():
+    with _quiet(), _as_exported(model), torch.no_grad():
         _trace(model, example, free)
 
 
@@ -117,6 +118,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _as_exported(model: nn.Module) -> Iterator[None]:
+    with _evaluating(model), exporting(model), projections_written_out(model):
+        yield
 
 
 def other_size(images: Tensor, dynamic: Collection[str]) -> Tensor:

@@ -278,6 +278,19 @@ def test_a_half_layer_has_half_scales(tmp_path: Path) -> None:
         assert np.allclose(ort_run(tmp_path / "m.onnx", x), model(x), atol=5e-3)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_float_lstm_with_projections_gives_what_torch_gives(bidirectional: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 4, num_layers=2, batch_first=True, proj_size=2, bidirectional=bidirectional)
+    model = Branches(lstm=(lstm, (5, 3)))
+    x = model.example(6)
+    export_onnx(model, x[:2], tmp_path / "m.onnx", opset=20)
+    with torch.no_grad():
+        wanted = torch.cat(model.results(x), dim=1)
+    assert torch.allclose(torch.from_numpy(ort_run(tmp_path / "m.onnx", x)), wanted, atol=1e-6)
+    assert "forward" not in vars(lstm)
+
+
 def test_a_float_lstm_stays_one_node(tmp_path: Path) -> None:
     model = Branches(lstm=(nn.LSTM(3, 4, batch_first=True), (5, 3)))
     export_onnx(model, model.example(2), tmp_path / "m.onnx", opset=20)

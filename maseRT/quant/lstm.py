@@ -1,11 +1,14 @@
 """Twins of LSTM and LSTMCell: every matrix product takes quantized operands; gates and cell state stay float.
 
 Quantized, an LSTM is written out step by step, so its exported sequence length is fixed and its graph grows with it.
-With all its quantizers off it is the float layer, one node in an exported graph.
+With all its quantizers off it is the float layer, one node in an exported graph; one with projections is written out
+there as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -64,36 +67,57 @@ class QuantLSTM(nn.LSTM):
                 where=_name_of(self),
                 fix='pad the sequences, or keep the layer float: { type = "LSTM", precision = "fp16" }',
             )
-        batched = input.dim() == 3
-        x = input if batched else input.unsqueeze(0 if self.batch_first else 1)
+        return _WrittenOut(self, self._quantize).run(input, hx)
+
+    def _quantize(self, name: str, x: Tensor) -> Tensor:
+        return cast(Tensor, getattr(self, name + SUFFIX)(x))
+
+
+class _WrittenOut:
+    """An LSTM as its matrix products and gates, step by step.
+
+    Args:
+        lstm: whose parameters and settings these are.
+        quantize: takes the name of an operand of `lstm_operands` and the operand.
+    """
+
+    def __init__(self, lstm: nn.LSTM, quantize: Callable[[str, Tensor], Tensor]) -> None:
+        self._lstm = lstm
+        self._quantize = quantize
+
+    def run(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:
+        """Return what the layer's forward returns."""
+        lstm, batched = self._lstm, input.dim() == 3
+        x = input if batched else input.unsqueeze(0 if lstm.batch_first else 1)
         if hx is not None and not batched:
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         if hx is None:
             hx = self._zeros(x)
-        self.check_forward_args(x, hx, None)
-        output, (h, c) = self._layers(x.transpose(0, 1) if self.batch_first else x, hx)
-        if self.batch_first:
+        lstm.check_forward_args(x, hx, None)
+        output, (h, c) = self._layers(x.transpose(0, 1) if lstm.batch_first else x, hx)
+        if lstm.batch_first:
             output = output.transpose(0, 1)
         if not batched:
-            return output.squeeze(0 if self.batch_first else 1), (h.squeeze(1), c.squeeze(1))
+            return output.squeeze(0 if lstm.batch_first else 1), (h.squeeze(1), c.squeeze(1))
         return output, (h, c)
 
     def _zeros(self, x: Tensor) -> State:
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        batch = x.shape[0 if self.batch_first else 1]
-        return x.new_zeros(count, batch, self.proj_size or self.hidden_size), x.new_zeros(
-            count, batch, self.hidden_size
+        lstm = self._lstm
+        count = lstm.num_layers * (2 if lstm.bidirectional else 1)
+        batch = x.shape[0 if lstm.batch_first else 1]
+        return x.new_zeros(count, batch, lstm.proj_size or lstm.hidden_size), x.new_zeros(
+            count, batch, lstm.hidden_size
         )
 
     def _layers(self, x: Tensor, hx: State) -> tuple[Tensor, State]:
         """[T, N, in] -> [T, N, out] and the last states [layers * directions, N, ...]."""
         last: list[State] = []
-        for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0:
-                x = F.dropout(x, self.dropout, self.training)
+        for layer in range(self._lstm.num_layers):
+            if layer > 0 and self._lstm.dropout > 0:
+                x = F.dropout(x, self._lstm.dropout, self._lstm.training)
             quantized = self._quantize(f"input_l{layer}", x)
             outputs = []
-            for suffix in _suffixes(self, layer):
+            for suffix in _suffixes(self._lstm, layer):
                 output, state = self._direction(quantized, suffix, hx[0][len(last)], hx[1][len(last)])
                 outputs.append(output)
                 last.append(state)
@@ -101,10 +125,11 @@ class QuantLSTM(nn.LSTM):
         return x, (torch.stack([h for h, _ in last]), torch.stack([c for _, c in last]))
 
     def _direction(self, x: Tensor, suffix: str, h: Tensor, c: Tensor) -> tuple[Tensor, State]:
-        bias = self._parameter(f"bias_ih{suffix}") + self._parameter(f"bias_hh{suffix}") if self.bias else None
+        lstm = self._lstm
+        bias = self._parameter(f"bias_ih{suffix}") + self._parameter(f"bias_hh{suffix}") if lstm.bias else None
         from_input = F.linear(x, self._weight(f"weight_ih{suffix}"), bias)
         from_hidden = self._weight(f"weight_hh{suffix}").t()
-        projection = self._weight(f"weight_hr{suffix}").t() if self.proj_size else None
+        projection = self._weight(f"weight_hr{suffix}").t() if lstm.proj_size else None
         outputs: list[Tensor] = []
         backwards = suffix.endswith("_reverse")
         for gates in reversed(from_input.unbind(0)) if backwards else from_input.unbind(0):
@@ -115,13 +140,29 @@ class QuantLSTM(nn.LSTM):
         return torch.stack(outputs[::-1] if backwards else outputs), (h, c)
 
     def _parameter(self, name: str) -> Tensor:
-        return cast(Tensor, getattr(self, name))
+        return cast(Tensor, getattr(self._lstm, name))
 
     def _weight(self, name: str) -> Tensor:
         return self._quantize(name, self._parameter(name))
 
-    def _quantize(self, name: str, x: Tensor) -> Tensor:
-        return cast(Tensor, getattr(self, name + SUFFIX)(x))
+
+@contextmanager
+def projections_written_out(model: nn.Module) -> Iterator[None]:
+    """Write out the LSTMs with projections, also float ones: ONNX's LSTM has none, and an exporter gives one whose
+    states have the wrong size."""
+    projected = [each for each in model.modules() if isinstance(each, nn.LSTM) and each.proj_size]
+    lstms = [each for each in projected if not any_active(each)]
+    for lstm in lstms:
+        lstm.forward = _WrittenOut(lstm, _unquantized).run  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        for lstm in lstms:
+            del lstm.forward
+
+
+def _unquantized(_name: str, x: Tensor) -> Tensor:
+    return x
 
 
 def _suffixes(layer: nn.LSTM, index: int) -> tuple[str, ...]:
