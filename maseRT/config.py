@@ -301,7 +301,9 @@ class BuildEngineSection(Section):
         (), description="Optimization profiles in full, instead of batch: input name -> shapes."
     )
     timing_caches: Path | None = Field(
-        None, description="A folder of timing caches that several runs share; default: one in the run's own cache."
+        None,
+        description="A folder of timing caches that several runs share; default: one in the run's own cache. "
+        "TensorRT 8 reads none of an earlier process.",
     )
     reproducible: bool = Field(False, description="Take tactics from the timing cache alone once there is one.")
     tactic_sources: tuple[str, ...] | None = Field(

@@ -31,8 +31,8 @@ class TimingCache:
     """A timing cache in a file, put into a builder's configuration.
 
     A file that another version or GPU wrote, or that is damaged, is replaced. A file that this process wrote itself is
-    not read back, its cache is still there: TensorRT 8.6 cannot deserialise one, not even an empty one, in a process
-    that has already built ("myelinCache.h::deserializeFromBuffer").
+    not read back, its cache is still there: TensorRT 8 deserialises none of its own ("myelinCache.h::
+    deserializeFromBuffer"), so that there a cache speeds up the builds of one process only; 10 does.
 
     Attributes:
         kept: there is a file to keep it in.
@@ -55,7 +55,7 @@ class TimingCache:
             self._refused = self._use(lambda: config.create_timing_cache(content))
             self.found = not self._refused
             if self._refused:
-                log.warning("the timing cache %s does not fit (%s): started a new one", path, self._refused)
+                log.info("the timing cache %s does not fit (%s): started a new one", path, self._refused)
         if not self.found:
             self._use(lambda: config.create_timing_cache(b""))
 
@@ -71,8 +71,7 @@ class TimingCache:
         with atomic_path(self._path) as temporary:
             temporary.write_bytes(content)
         _WRITTEN[self._trt.__name__, self._path] = _Written(cache, self._config, _digest(content))
-        replaced = f"the timing cache {self._path.name} did not fit and was replaced: {self._refused}"
-        return [replaced] if self._refused else []
+        return [f"the timing cache {self._path.name} {_why_replaced(self._refused)}"] if self._refused else []
 
     def _use(self, make: Callable[[], Any]) -> str:
         """Put a cache into the configuration; return why the library did not take it as it is, "" if it did."""
@@ -87,6 +86,12 @@ class TimingCache:
         if not taken or complaints:
             return "; ".join(heard.errors or complaints) or "written by another version or for another GPU"
         return ""
+
+
+def _why_replaced(refused: str) -> str:
+    if "myelin" in refused.lower():
+        return "was started anew: TensorRT 8 cannot read back what an earlier process wrote, TensorRT 10 can"
+    return f"did not fit and was replaced: {refused}"
 
 
 def _digest(content: bytes) -> bytes:
