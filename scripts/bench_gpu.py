@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--previous", type=Path, help="results.json of an earlier call")
     parser.add_argument("--timing-cache", type=Path, help="a folder of timing caches to start from")
     parser.add_argument("--budget", type=float, default=3600, help="seconds after which nothing new is begun")
+    parser.add_argument("--job-seconds", type=float, default=600, help="a job that takes longer is stopped")
     parser.add_argument("--blocks", type=int, default=20, help="measurement blocks per row")
     parser.add_argument("--docs", type=Path, help="write the results' section of this Markdown file")
     parser.add_argument(
@@ -100,8 +101,13 @@ def run(arguments: argparse.Namespace, options: Options) -> None:
             print(f"{job}: not begun, out of time", flush=True)
             continue
         started = time.time()
-        done = subprocess.run([*call, "--measure", str(job), "--deadline", str(deadline)], check=False)
-        print(f"{job}: exit {done.returncode} after {time.time() - started:.0f} s", flush=True)
+        limit = min(deadline + RESERVE_SECONDS / 2, started + arguments.job_seconds)
+        try:
+            measure = [*call, "--measure", str(job), "--deadline", str(min(limit, deadline))]
+            code: int | str = subprocess.run(measure, check=False, timeout=limit - started).returncode
+        except subprocess.TimeoutExpired:  # a build, which cannot be asked to stop
+            code = "none, stopped"
+        print(f"{job}: exit {code} after {time.time() - started:.0f} s", flush=True)
         results = save(options, arguments.previous)
     if arguments.docs:
         update_docs(arguments.docs, results)

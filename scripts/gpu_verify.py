@@ -10,10 +10,9 @@ again, nor are layers of an unfinished last part:
     overhead   wall time of a call less the device's time, batch 1
     memory     device memory before and after 10,000 inferences
     kill       a build that is killed leaves no engine; the next one works
-    onnxruntime  FP32, FP16 and Q/DQ on the CUDA provider: agreement with the CPU's, copies, event times; and whether a
-               silent fallback to the CPU is detected
+    onnxruntime  FP32, FP16 and Q/DQ on the CUDA provider: agreement with the CPU's, copies, event times; a node that
+               only the CPU has; and whether a silent fallback to the CPU is detected
     layers     every form that parsed, built at a low optimization level and compared with ONNX Runtime on the CPU
-    rebuild    an engine built in two processes, the second with the timing cache of the first
 """
 
 from __future__ import annotations
@@ -63,6 +62,8 @@ KINDS = {
 
 BUILDS = ("int8-fp32", "int8", "fp16", "fp32")
 FORMS = ("exported", "static")
+STAGES = {"attention": 2, "lstm": 2, "lstm_cell": 2, "lstm_one_layer": 2, "lstm_two_layers": 3}
+"""How many roundings to INT8 follow one another in a layer: each may be off by one step of 127."""
 BUILDERS = max(1, min(6, (os.cpu_count() or 2) // 2))
 MODELS = "mobilenetv3-small,transformer-classifier,conv1d-classifier,lstm-classifier"
 PREPARED = {"vgg7": ("int8", "fp16", "fp32"), "jsc-toy": ("fp16",)}
@@ -186,7 +187,8 @@ def compare(
         with get_runtime(runtime).open(engine, "cuda:0") as session:
             got = session.infer({"input": x})["output"]
         error = float(np.abs(got - wanted).max()) / float(np.abs(wanted).max())
-        return {**told, "error": round(error, 5), "agrees": error <= (1 / 127 if "int8" in name else 2e-3) * 1.01}
+        allowed = STAGES.get(name.split("/")[0], 1) / 127 if "int8" in name else 2e-3
+        return {**told, "error": round(error, 5), "agrees": error <= allowed * 1.01}
     except Exception as error:
         return {"form": form, "failed": f"{type(error).__name__}: {error}"[-500:]}
     finally:
@@ -288,7 +290,7 @@ class Verifier:
                 told[f"{name}_wall_us"] = median_us(lambda f=feed: (session.infer(f), torch.cuda.synchronize()))
             bound = session.bind({"input": y})
             told["bound_wall_us"] = median_us(bound.run)
-            told["device_us"] = float(np.median(bound.device_times_ms(500))) * 1e3
+            told["device_us"] = float(np.median(bound.device_times(500).ms)) * 1e3
         for name in ("tensors", "numpy", "bound"):
             told[f"{name}_overhead_us"] = told[f"{name}_wall_us"] - told["device_us"]
         return told
@@ -323,7 +325,10 @@ class Verifier:
         command += [str(work / "runs"), "--run", run.workspace.run]
         env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         told: dict[str, Any] = {}
-        for seconds in (1.0,) if self.dry_run else (6.0, 14.0, 16.0):
+        forget = (run.workspace.engine, run.workspace.sidecar, run.workspace.record("build-engine"))
+        for seconds in (1.0,) if self.dry_run else (6.0, 10.0, 14.0):
+            for path in forget:  # of this part, or of a benchmark in the same folder
+                path.unlink(missing_ok=True)
             process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(seconds)
             running = process.poll() is None
@@ -331,43 +336,12 @@ class Verifier:
             process.wait()
             left = [path.name for path in (run.workspace.root / "trt").glob("*") if path.suffix == ".trt"]
             told[f"killed after {seconds} s"] = {"was running": running, "engines left": left}
-            for path in (run.workspace.engine, run.workspace.sidecar, run.workspace.record("build-engine")):
-                path.unlink(missing_ok=True)
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         partial = [path.name for path in run.workspace.root.rglob(".partial-*")]
         return {**told, "again": done.returncode, "said": (done.stdout + done.stderr)[-500:], "partial": partial}
 
-    def rebuild(self, work: Path) -> dict[str, Any]:
-        """Build an engine without and with a timing cache, in a process each; return the seconds of the build calls."""
-        from gpu_bench.prepare import open_run, prepare, settle
-
-        options, job = Options(work, work / "out", self.dry_run, 1, math.inf), Job("vgg7", 64)
-        settle(job, options)
-        prepare(job, "fp16", options)
-        run = open_run(job, "fp16", options)
-        caches = work / "rebuild-timing"
-        shutil.rmtree(caches, ignore_errors=True)
-        command = [
-            sys.executable,
-            "-m",
-            "maseRT.cli",
-            "build-engine",
-            "-c",
-            str(run.config_path),
-            "-o",
-            str(work / "runs"),
-        ]
-        command += ["--run", run.workspace.run, "--force", "--set", f"build-engine.timing_caches={caches}"]
-        env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-        told: dict[str, Any] = {}
-        for name in ("cold", "warm"):
-            subprocess.run(command, env=env, check=True, capture_output=True)
-            sidecar = json.loads(run.workspace.sidecar.read_text())
-            told |= {f"{name}_s": sidecar["seconds"], f"{name}_notes": sidecar["notes"]}
-        return {**told, "times_faster": told["cold_s"] / told["warm_s"]}
-
     def onnxruntime(self, work: Path) -> dict[str, Any]:
-        """Run files of all precisions on the CUDA provider, then one where its libraries are hidden from it."""
+        """Run files of all precisions on the CUDA provider, one that needs the CPU, and one without CUDA's library."""
         from gpu_bench.prepare import open_run, prepare, settle
 
         from maseRT.agreement import agreement
@@ -386,23 +360,58 @@ class Verifier:
                 wanted = session.infer(feed)["output"]
             with OnnxRuntime().open(path, device) as session:
                 got = session.infer(feed)["output"]
-                times = session.bind(feed).device_times_ms(100)
+                times = session.bind(feed).device_times(100)
                 told[precision] = {"nodes": dict(session.assigned), **agreement(wanted, got).as_dict()}
-            told[precision]["device_ms"] = float(np.median(times)) if times else None
+            told[precision]["device_ms"] = float(np.median(times.ms)) if times else None
             told[precision]["kernels"] = kernels_of(path, device, SessionSettings()).describe()
-        return told if self.dry_run else {**told, "libraries hidden": fallback(path)}
+        told["determinant"] = copies(self.out / "copies.onnx", device)
+        return told if self.dry_run else {**told, "library missing": fallback(path, work / "no-cuda")}
 
 
-def fallback(path: Path) -> str:
-    """Say what opening a file on the GPU comes to in a process that does not find CUDA's libraries."""
+def copies(path: Path, device: str) -> dict[str, Any]:
+    """Run a file whose middle node only the CPU has a kernel for: what it is put down to, and the copies counted."""
+    from onnx import TensorProto, helper, save
+
+    from maseRT.errors import MaseRTError
+    from maseRT.onnxrt.kernels import kernels_of
+    from maseRT.onnxrt.providers import SessionSettings
+
+    nodes = [("Relu", "input", "a"), ("Det", "a", "b"), ("Relu", "b", "output")]
+    graph = helper.make_graph(
+        [helper.make_node(kind, [before], [after], name=kind.lower() + after) for kind, before, after in nodes],
+        "determinant",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch"])],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    told: dict[str, Any] = {}
+    try:
+        OnnxRuntime().open(path, device).close()
+        told["opened"] = "without a word"
+    except MaseRTError as error:
+        told["opened"] = f"{type(error).__name__}: {error}"
+    settings = SessionSettings(allow_fallback=True)
+    with OnnxRuntime().open(path, device, settings=settings) as session:
+        told["nodes"] = dict(session.assigned)
+    told["kernels"] = kernels_of(path, device, settings).describe()
+    return told
+
+
+def fallback(path: Path, folder: Path) -> str:
+    """Say what opening a file on the GPU comes to where onnxruntime's CUDA library is missing: it then falls back to
+    the CPU, and prints that."""
+    import onnxruntime
+
     code = (
         "import sys; from pathlib import Path; from maseRT.runtimes.onnxruntime import OnnxRuntime\n"
-        "try: OnnxRuntime().open(Path(sys.argv[1]), 'cuda:0'); print('opened')\n"
+        "import onnxruntime; print(onnxruntime.__file__)\n"
+        "try: print('opened', OnnxRuntime().open(Path(sys.argv[1]), 'cuda:0').providers)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    libraries = [each for each in os.environ.get("LD_LIBRARY_PATH", "").split(":") if "nvidia" not in each]
-    env = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
-    env["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    package = Path(onnxruntime.__file__).parent
+    missing = shutil.ignore_patterns("libonnxruntime_providers_cuda.so", "libonnxruntime_providers_tensorrt.so")
+    shutil.copytree(package, folder / package.name, ignore=missing, dirs_exist_ok=True)
+    env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run([sys.executable, "-c", code, str(path)], env=env, capture_output=True, text=True, check=False)
     return (done.stdout or done.stderr)[-500:]
 
@@ -420,11 +429,11 @@ def goals(found: dict[str, Any]) -> dict[str, str]:
         value = found.get(part, {}).get(key)
         told[name] = "not measured" if value is None else f"{'reached' if reached(value) else 'MISSED'}: {value}"
 
-    goal("overhead of a call below 30 us", "overhead", "tensors_overhead_us", lambda us: us < 30)
+    goal("overhead of a bound call below 30 us", "overhead", "bound_overhead_us", lambda us: us < 30)
+    goal("overhead of infer with tensors below 30 us", "overhead", "tensors_overhead_us", lambda us: us < 30)
     goal("memory flat over 10,000 inferences", "memory", "flat", bool)
     goal("the build after a killed one works", "kill", "again", lambda code: code == 0)
-    goal("a warm timing cache builds 4 times as fast", "rebuild", "times_faster", lambda times: times >= 4)
-    goal("a silent fallback to the CPU is detected", "onnxruntime", "libraries hidden", lambda t: "CheckError" in t)
+    goal("a silent fallback to the CPU is detected", "onnxruntime", "library missing", lambda t: "CheckError" in t)
     layers = found.get("layers", {})
     agree = [name for name, each in layers.items() if isinstance(each, dict) and each.get("agrees")]
     others = sorted(layers.keys() - set(agree))
@@ -491,7 +500,6 @@ def main() -> None:
     verifier.part("kill", lambda: verifier.kill(options.work))
     verifier.part("onnxruntime", lambda: verifier.onnxruntime(options.work))
     verifier.part("layers", lambda: verifier.layers(files))
-    verifier.part("rebuild", lambda: verifier.rebuild(options.work))
     verifier.found["goals"] = goals(verifier.found)
     verifier.save()
     print(json.dumps(verifier.found["goals"], indent=1), flush=True)

@@ -11,8 +11,14 @@ PRECISIONS = ("int8", "fp16", "fp32")
 FREE = "int8-free"
 """An experiment: an FP32 file with Q/DQ pairs, whose floating-point layers TensorRT 8 may run in FP16 as it likes."""
 
-SHAPES = {"vgg7": (3, 32, 32), "jsc-toy": (16,), "transformer-classifier": (1, 8, 8)}
-CLASSES = {"vgg7": 10, "jsc-toy": 5, "transformer-classifier": 10}
+SHAPES = {
+    "vgg7": (3, 32, 32),
+    "jsc-toy": (16,),
+    "transformer-classifier": (1, 8, 8),
+    "conv1d-classifier": (32, 12),
+    "lstm-classifier": (32, 12),
+}
+CLASSES = {"vgg7": 10, "jsc-toy": 5, "transformer-classifier": 10, "conv1d-classifier": 9, "lstm-classifier": 9}
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,11 @@ JOBS = tuple(
             "vgg7:64",
             "resnet18:64",
             "jsc-toy:64",
-            "mobilenetv3-small:64",
             "transformer-classifier:64",
             "resnet50:64",
             "resnet18:1",
             "resnet50:1",
+            "mobilenetv3-small:64",
         ),
     )
 )

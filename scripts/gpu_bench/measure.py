@@ -23,7 +23,7 @@ from maseRT.blame.compare import blame
 from maseRT.energy import measure_energy, measure_idle, open_meter
 from maseRT.errors import MaseRTError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
-from maseRT.measure import bound_times_ms, wall_times_ms
+from maseRT.measure import bound_times, wall_times_ms
 from maseRT.nvml import open_gpu
 from maseRT.onnx_export import INPUT, OUTPUT
 from maseRT.receipt import Receipt
@@ -63,6 +63,7 @@ class Row:
     blocks_ms: list[float] = field(default_factory=list)
     times_ms: list[float] = field(default_factory=list)
     timed_by: str = ""
+    waited: int = 0
     result: dict[str, Any] = field(default_factory=dict)
 
 
@@ -307,9 +308,11 @@ def measure_rows(job: Job, options: Options, rows: list[Row], result: dict[str, 
             for row in rows[block % len(rows) :] + rows[: block % len(rows)]:
                 with cudnn_benchmark(row.benchmark):
                     row.bound.repeat(max(2, row.count // 10))
-                    times, row.timed_by = bound_times_ms(row.bound, row.count)
-                row.times_ms += times
-                row.blocks_ms.append(float(np.median(times)))
+                    times = bound_times(row.bound, row.count)
+                row.timed_by = times.clock
+                row.waited += times.waited
+                row.times_ms += times.ms
+                row.blocks_ms.append(float(np.median(times.ms)))
             states += [gpu.state().as_dict()] if gpu else []
     result["states"] = states[:: max(1, len(states) // 5)]
     x = torch.from_numpy(np.load(options.data(job))["x_test"][: job.batch])
@@ -331,6 +334,7 @@ def measure_rows(job: Job, options: Options, rows: list[Row], result: dict[str, 
             "end_to_end_ms": float(np.median(whole)),
             "timed_by": row.timed_by,
             "timed": len(row.times_ms),
+            "waited": row.waited / len(row.times_ms),
         }
     result["ratios"] = ratios({row.name: row.blocks_ms for row in rows})
 

@@ -98,7 +98,7 @@ def remarks(name: str, job: dict[str, Any]) -> list[str]:
     lines += blame_lines(job)
     energy = job.get("energy")
     if isinstance(energy, dict):
-        lines.append(f"- Idle: {energy['idle_watts']:.0f} W ({energy['source']}, {energy['device']}).")
+        lines.append(f"- Idle: {energy['idle_watts']:.0f} W ({energy['source']}).")
     elif energy:
         lines.append(f"- Energy: {energy}.")
     lines += build_lines(job)
@@ -123,9 +123,12 @@ def blame_lines(job: dict[str, Any]) -> list[str]:
 
 def build_lines(job: dict[str, Any]) -> list[str]:
     lines = []
+    cached = bool(job.get("timing_caches_before"))
     for precision, build in job["builds"].items():
         if "build_seconds" in build:
-            kind = "first" if not job.get("timing_caches_before") else "with an older timing cache"
+            if any("timing cache" in note for note in build["notes"]):  # could not be read
+                cached = False
+            kind = "with an older timing cache" if cached else "first"
             warm = f", again with its timing cache {build['warm_seconds']:.1f} s" if "warm_seconds" in build else ""
             size = build["bytes"] / 1e6
             lines.append(f"- Build {precision}: {build['build_seconds']:.1f} s ({kind}){warm}; {size:.1f} MB.")
