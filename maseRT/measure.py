@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,12 +13,28 @@ from maseRT.report import schema
 from maseRT.runtimes.base import Bound
 
 
-def latency(rounds: Sequence[Sequence[float]], clock: str) -> schema.Latency:
+@dataclass(frozen=True)
+class BoundTimes:
+    """The times of inferences on data that is on the device.
+
+    Attributes:
+        ms: of each.
+        clock: what measured them.
+        waited: see `maseRT.runtimes.device_times.DeviceTimes`.
+    """
+
+    ms: list[float]
+    clock: str
+    waited: int = 0
+
+
+def latency(rounds: Sequence[Sequence[float]], clock: str, *, waited: int | None = None) -> schema.Latency:
     """Summarize calls that were timed in rounds, with 95 % intervals.
 
     Args:
         rounds: times of the calls of each round, in milliseconds.
         clock: "wall" or "device events".
+        waited: for how many of them the device waited for the host; None where the device's clock was not asked.
     """
     times = np.concatenate([np.asarray(each, dtype=np.float64) for each in rounds])
     figures = latency_figures(rounds)
@@ -31,6 +48,7 @@ def latency(rounds: Sequence[Sequence[float]], clock: str) -> schema.Latency:
         cov=float(times.std()) / figures["mean"],
         intervals={name: schema.Interval(low=low, high=high) for name, (low, high) in intervals.items()},
         clock=clock,
+        waited=None if waited is None else waited / len(times),
     )
 
 
@@ -46,13 +64,13 @@ def wall_times_ms(call: Callable[[], object], *, warmup: int, iterations: Iterab
     return times_ms
 
 
-def bound_times_ms(bound: Bound, iterations: int) -> tuple[list[float], str]:
-    """Return the times of inferences on data that is on the device, and what measured them.
+def bound_times(bound: Bound, iterations: int) -> BoundTimes:
+    """Return the times of inferences on data that is on the device.
 
     The device's own events, one inference queued behind another; where the runtime gives none away, the wall clock
     around inferences that are waited for one by one.
     """
-    times_ms = bound.device_times_ms(iterations)
-    if times_ms is not None:
-        return times_ms, "device events"
-    return wall_times_ms(bound.run, warmup=0, iterations=range(iterations)), "wall clock"
+    found = bound.device_times(iterations)
+    if found is not None:
+        return BoundTimes(found.ms, "device events", found.waited)
+    return BoundTimes(wall_times_ms(bound.run, warmup=0, iterations=range(iterations)), "wall clock")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from maseRT.measure import bound_times_ms, latency, wall_times_ms
+from maseRT.measure import BoundTimes, bound_times, latency, wall_times_ms
+from maseRT.runtimes.device_times import DeviceTimes
 
 
 def test_a_latency_sums_up_all_rounds():
@@ -28,27 +29,34 @@ def test_figures_lie_within_their_intervals_where_each_round_has_a_stall(calls):
 
 
 class Bound:
-    def __init__(self, times_ms):
-        self._times_ms = times_ms
+    def __init__(self, times):
+        self._times = times
         self.runs = 0
 
     def run(self):
         self.runs += 1
 
-    def device_times_ms(self, iterations):
-        return self._times_ms
+    def device_times(self, iterations):
+        return self._times
 
 
 def test_the_devices_clock_comes_first():
-    bound = Bound([1.0, 2.0])
-    assert bound_times_ms(bound, 2) == ([1.0, 2.0], "device events")
+    bound = Bound(DeviceTimes([1.0, 2.0], waited=1))
+    assert bound_times(bound, 2) == BoundTimes([1.0, 2.0], "device events", 1)
     assert bound.runs == 0
 
 
 def test_without_a_device_clock_the_wall_clock_times_every_run():
     bound = Bound(None)
-    times_ms, clock = bound_times_ms(bound, 3)
-    assert (len(times_ms), clock, bound.runs) == (3, "wall clock", 3)
+    found = bound_times(bound, 3)
+    assert (len(found.ms), found.clock, found.waited, bound.runs) == (3, "wall clock", 0, 3)
+
+
+@pytest.mark.parametrize(("waited", "bound"), [(None, False), (0, False), (20, False), (21, True), (40, True)])
+def test_a_latency_is_launch_bound_where_the_device_waited_in_most_calls(waited, bound):
+    found = latency([[1.0, 1.1]] * 20, "device events", waited=waited)
+    assert found.waited == (None if waited is None else waited / 40)
+    assert found.launch_bound == bound
 
 
 def test_only_what_comes_after_the_warm_up_is_timed():

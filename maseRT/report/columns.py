@@ -14,6 +14,7 @@ from maseRT.report.wording import (
     megabytes,
     metric_name,
     metric_value,
+    names,
     percent,
     ratio,
     significant,
@@ -69,7 +70,7 @@ def columns(report: Report) -> list[Column]:
         _column(report, "loss", "mean loss per sample", _loss),
         _column(report, "p50 ms", f"median time of one call{at}, end to end", timed(_p50)),
         _column(report, "p99 ms", f"99 % of calls{at} are faster", timed(_p99)),
-        _column(report, "device ms", f"median{at} with the data on the device", timed(_device)),
+        _column(report, "device ms", f"median{at} with the data on the device; ≤: launch-bound", timed(_device)),
         _column(report, "samples/s", f"throughput{at}, end to end", timed(_throughput)),
         _column(report, "speed-up", f"of the median{at}, over {report.baseline}", timed(_ratio), shown="pages"),
         _column(report, "W", "average power while it works", _watts),
@@ -79,6 +80,19 @@ def columns(report: Report) -> list[Column]:
         _column(report, "MB", "on disk, 10^6 bytes", _size),
     ]
     return [column for column in found if any(cell.text for cell in column.cells)]
+
+
+def launch_bound_sentence(report: Report) -> str:
+    """Return in which rows of the table the device waits for the host, and what follows; "" where it does in none."""
+    batch = report.batch()
+    timings = {row.name: report.timing(row.name, batch) for row in report.rows} if batch is not None else {}
+    found = [name for name, timing in timings.items() if timing and timing.device and timing.device.launch_bound]
+    if not found:
+        return ""
+    return (
+        f"launch-bound at batch {batch}: {names(found)}; the device waits for the host, so that its time (≤) is that "
+        "of launching, and its own is less"
+    )
 
 
 def _metric_columns(report: Report) -> list[Column]:
@@ -160,7 +174,10 @@ def _p99(timing: Timing) -> Cell:
 
 
 def _device(timing: Timing) -> Cell:
-    return Cell(significant(timing.device.p50_ms), exact=f"{timing.device.p50_ms!r} ms") if timing.device else Cell()
+    if timing.device is None:
+        return Cell()
+    bound = "≤" if timing.device.launch_bound else ""
+    return Cell(f"{bound}{significant(timing.device.p50_ms)}", exact=f"{bound}{timing.device.p50_ms!r} ms")
 
 
 def _throughput(timing: Timing) -> Cell:

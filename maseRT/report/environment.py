@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maseRT.report.schema import Method, Report
+from maseRT.report.schema import Method, Report, Timing
 from maseRT.report.wording import count, duration
 
 Facts = list[tuple[str, str]]
@@ -69,10 +69,10 @@ def differing_method(report: Report) -> list[tuple[str, Facts]]:
 
 
 def _methods(report: Report) -> dict[str, dict[str, str]]:
-    return {row.name: _facts(row.method) for row in report.rows if row.method is not None}
+    return {row.name: _facts(row.method, row.timings) for row in report.rows if row.method is not None}
 
 
-def _facts(method: Method) -> dict[str, str]:
+def _facts(method: Method, timings: Sequence[Timing]) -> dict[str, str]:
     graph = {None: "", True: "replayed", False: "not used"}[method.cuda_graph]
     facts = {
         "device": method.device,
@@ -82,11 +82,23 @@ def _facts(method: Method) -> dict[str, str]:
         "warm-up": count(method.warmup, "call"),
         "timed": f"{count(method.iterations, 'call')} in {count(method.rounds, 'round')}" if method.iterations else "",
         "transfers": method.transfers,
+        "device time": _device_time(timings),
         "CUDA graph": graph,
         "process": "of its own, rows in turns" if method.isolated else "shared by all rows",
         "versions": ", ".join(f"{name} {version}" for name, version in method.versions.items()),
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _device_time(timings: Sequence[Timing]) -> str:
+    """Return how the device was timed, and at which batch sizes it waited for the host."""
+    found = [(timing.batch, timing.device) for timing in timings if timing.device is not None]
+    if not found:
+        return ""
+    clocks = ", ".join(dict.fromkeys(latency.clock for _, latency in found))
+    bound = ", ".join(str(batch) for batch, latency in found if latency.launch_bound)
+    waits = f"; launch-bound at batch {bound}: the device waits for the host, its own time is less" if bound else ""
+    return f"{clocks}, calls queued one behind another{waits}"
 
 
 def config_values(config: Mapping[str, Any]) -> list[Values]:

@@ -14,7 +14,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from maseRT.report.cards import cards
-from maseRT.report.columns import columns
+from maseRT.report.columns import columns, launch_bound_sentence
 from maseRT.report.drift import divergence_sentence
 from maseRT.report.environment import (
     common_method,
@@ -43,6 +43,7 @@ def html(report: Report) -> str:
         "findings": sorted(report.findings, key=lambda finding: _ORDER[finding.severity]),
         "gates": sorted(report.gates, key=lambda gate: gate.passed),
         "columns": [column for column in columns(report) if column.shown != "aside"],
+        "launch_bound": launch_bound_sentence(report),
         "samples": samples_sentence(report),
         "figures": figures,
         "tables": page_tables(report),

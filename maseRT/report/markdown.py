@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from maseRT.report.columns import Cell, columns
+from maseRT.report.columns import Cell, columns, launch_bound_sentence
 from maseRT.report.drift import divergence_sentence, metric_before_and_after, same_label
 from maseRT.report.environment import common_method, config_values, differing_method, machine_facts, samples_sentence
 from maseRT.report.schema import Report
@@ -65,7 +65,13 @@ def _rows(report: Report) -> list[str]:
     batch = report.batch()
     seen = _plain(samples_sentence(report))
     told = f"{capitalized(seen)}{f'; times at batch {batch}' if batch is not None else ''}"
-    return ["", *markdown_table([header, *cells]), "", f"{told}; in brackets 95 % intervals."]
+    bound = launch_bound_sentence(report)
+    return [
+        "",
+        *markdown_table([header, *cells]),
+        "",
+        f"{told}; in brackets 95 % intervals.{f' {capitalized(_plain(bound))}.' if bound else ''}",
+    ]
 
 
 def _text(cell: Cell) -> str:

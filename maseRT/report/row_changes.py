@@ -92,7 +92,8 @@ class RowChanges:
         """Yield the changes of p50 and p99 at one batch size, end to end and on the device."""
         clocks = [("", before.end_to_end, after.end_to_end)]
         if before.device is not None and after.device is not None:
-            clocks.append((" on the device", before.device, after.device))
+            host = ", launch-bound" if before.device.launch_bound or after.device.launch_bound else ""
+            clocks.append((f" on the device{host}", before.device, after.device))
         for where, one, two in clocks:
             for name in ("p50", "p99"):
                 times = [Estimate(getattr(each, f"{name}_ms"), each.intervals.get(name)) for each in (one, two)]

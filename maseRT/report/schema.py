@@ -10,6 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 SCHEMA: Final = 2
 """Version of report.json; it is increased when an old reader would misunderstand a new file."""
 
+LAUNCH_BOUND: Final = 0.5
+"""Of a latency by the device's clock: where the device waited for the host in more of the calls, its median is that of
+the host's launching."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -58,6 +62,8 @@ class Latency(Part):
         cov: coefficient of variation, standard deviation over mean.
         intervals: 95 % intervals of "mean", "p50", "p90" and "p99", by bootstrap over the rounds.
         clock: "wall", or "device events".
+        waited: by the device's clock, the share of the calls for which the device waited for the host; see
+            `maseRT.runtimes.device_times.DeviceTimes`. None where that was not looked at.
     """
 
     iterations: Count
@@ -68,6 +74,12 @@ class Latency(Part):
     cov: Amount
     intervals: dict[str, Interval]
     clock: str
+    waited: Share | None = None
+
+    @property
+    def launch_bound(self) -> bool:
+        """Whether the device waited for the host in most calls: its own time is then less than what is told here."""
+        return self.waited is not None and self.waited > LAUNCH_BOUND
 
 
 class Timing(Part):
@@ -76,6 +88,7 @@ class Timing(Part):
     Attributes:
         end_to_end: from inputs in host memory to outputs in host memory.
         device: with inputs and outputs on the device; None on a CPU, where there is no difference, or if not measured.
+            An upper bound where it is launch-bound (`Latency.launch_bound`).
         throughput: samples per second, by the mean of `end_to_end`.
         ratio: the baseline's end-to-end p50 over this row's, in the same rounds; None for the baseline itself.
         ratio_interval: its 95 % interval, by the ratios of the single rounds.

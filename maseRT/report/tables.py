@@ -79,7 +79,8 @@ def _latency(row: Row, timing: Timing, latency: Latency) -> list[str | Cell]:
     return [
         row.name,
         str(timing.batch),
-        f"{'end to end' if end_to_end else 'on the device'}, {latency.clock}",
+        f"{'end to end' if end_to_end else 'on the device'}, {latency.clock}"
+        f"{', launch-bound' if latency.launch_bound else ''}",
         *(latency_cell(latency, figure) for figure in ("mean", "p50", "p90", "p99")),
         percent(latency.cov),
         f"{latency.iterations:,}",

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from maseRT.errors import UsageError
+from maseRT.runtimes.device_times import DeviceTimes
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,11 @@ class Bound(Protocol):
     def repeat(self, iterations: int) -> None:
         """Infer `iterations` times back to back, as `run` does; return when all are done."""
 
-    def device_times_ms(self, iterations: int) -> list[float] | None:
-        """Return the time of each of `iterations` inferences by the device's own clock; None where it has none."""
+    def device_times(self, iterations: int) -> DeviceTimes | None:
+        """Return the time of each of `iterations` inferences by the device's own clock; None where it has none.
+
+        They are queued one behind another, so that the device need not wait for the host; where it does, it is told.
+        """
 
 
 class Session(Protocol):

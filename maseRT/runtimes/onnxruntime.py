@@ -24,6 +24,7 @@ from maseRT.onnxrt.providers import (
     why_unavailable,
 )
 from maseRT.runtimes.base import Call, TensorSpec
+from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.runtimes.feeds import arrays_fit, check_feed, like_feed, to_numpy, with_ids_as_taken
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ class OnnxBound:
             self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 
-    def device_times_ms(self, iterations: int) -> None:
+    def device_times(self, iterations: int) -> None:
         """Return None: there is no device clock to ask."""
 
 
@@ -345,12 +346,12 @@ class CudaBound:
             self._launch()
         self._memory.synchronize()
 
-    def device_times_ms(self, iterations: int) -> list[float]:
+    def device_times(self, iterations: int) -> DeviceTimes:
         """Return the time of each inference by CUDA events, one queued behind another."""
-        from maseRT.runtimes.trt.cuda import set_device, times_ms
+        from maseRT.runtimes.trt.cuda import device_times, set_device
 
         set_device(self._device)
-        return times_ms(self._memory.stream, self._launch, iterations)
+        return device_times(self._memory.stream, self._launch, iterations)
 
     def _launch(self) -> None:
         self._session._live().run_with_iobinding(self._binding, self._queued)

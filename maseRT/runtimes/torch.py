@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from maseRT.closing import Closing
 from maseRT.errors import MissingError
 from maseRT.hardware import cuda_index, why_no_torch_cuda
 from maseRT.runtimes.base import Call, TensorSpec
+from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.runtimes.feeds import check_feed, is_torch, to_numpy
 
 if TYPE_CHECKING:
@@ -142,26 +144,45 @@ class TorchBound:
         if self._device != "cpu":
             torch.cuda.synchronize(self._device)
 
-    def device_times_ms(self, iterations: int) -> list[float] | None:
-        """Return the time of each inference by CUDA events; None on a CPU."""
+    def device_times(self, iterations: int) -> DeviceTimes | None:
+        """Return the time of each inference by CUDA events, one queued behind another; None on a CPU.
+
+        An untimed one comes first, so that the GPU has work while the first timed one is queued.
+        """
         import torch
 
         if self._device == "cpu":
             return None
+        run, tensor, clock_ns = self._session._run, self._tensor, time.perf_counter_ns
         with torch.cuda.device(self._device):
-            pairs = [_event_pair() for _ in range(iterations)]
+            origin, *others = _events(2 * iterations + 1)
+            pairs = list(zip(others[::2], others[1::2], strict=True))
+            torch.cuda.synchronize()  # so that the origin is recorded at once
+            origin.record()
+            origin_ns = clock_ns()
+            run(tensor)
+            queued_ns = [clock_ns()]
             for start, end in pairs:
                 start.record()
-                self._session._run(self._tensor)
+                run(tensor)
                 end.record()
+                queued_ns.append(clock_ns())
             torch.cuda.synchronize()
-        return [start.elapsed_time(end) for start, end in pairs]
+        return DeviceTimes.of(
+            [start.elapsed_time(end) for start, end in pairs],
+            done_ms=[origin.elapsed_time(end) for _, end in pairs],
+            queued_ms=[(each - origin_ns) / 1e6 for each in queued_ns],
+        )
 
 
-def _event_pair() -> tuple[torch.Event, torch.Event]:
+def _events(count: int) -> list[torch.Event]:
+    """Return events that exist: torch makes one when it is first recorded, which is not to happen while time counts."""
     from torch.cuda import Event
 
-    return Event(enable_timing=True), Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    events: list[torch.Event] = [Event(enable_timing=True) for _ in range(count)]  # type: ignore[no-untyped-call]
+    for event in events:
+        event.record()
+    return events
 
 
 @contextmanager

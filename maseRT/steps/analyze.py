@@ -19,6 +19,7 @@ from maseRT.errors import UsageError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
 from maseRT.records import dependency_versions, sha256
 from maseRT.report import schema
+from maseRT.report.columns import launch_bound_sentence
 from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
 from maseRT.report.publish import publish
@@ -295,6 +296,7 @@ def _published(context: Context, report: schema.Report, ranking: Sensitivity | N
         table=console_table(report),
         remarks=[
             report.verdict,
+            *([bound] if (bound := launch_bound_sentence(report)) else []),
             *(f"not run: {reason}" for reason in missing),
             *_sensitivity_remarks(context, ranking),
         ],

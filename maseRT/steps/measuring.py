@@ -158,7 +158,7 @@ def _in_turns(
 def _row_times(told: Mapping[str, Any]) -> RowTimes:
     gpu = told["gpu"]
     state = GpuState(**{**gpu, "limits": tuple(gpu["limits"])}) if gpu else None
-    return RowTimes(told["wall"], told["device"], state)
+    return RowTimes(told["wall"], told["device"], state, told["waited"])
 
 
 def _energy(

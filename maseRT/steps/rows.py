@@ -132,7 +132,7 @@ def _timing(size: int, times: RowTimes, base: RowTimes | None) -> schema.Timing:
     return schema.Timing(
         batch=size,
         end_to_end=end_to_end,
-        device=latency(times.device, clock="device events") if times.device else None,
+        device=latency(times.device, clock="device events", waited=times.waited) if times.device else None,
         throughput=size / end_to_end.mean_ms * 1000,
         ratio=ratio,
         ratio_interval=interval,

@@ -17,6 +17,7 @@ from maseRT.errors import MaseRTError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus
 from maseRT.nvml import GpuState, NvmlGpu, open_gpu, typical_state
 from maseRT.runtimes.base import Profiled, Session
+from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.workers.memory import MemoryUse
 from maseRT.workers.protocol import Array, Opened, Opener
 
@@ -133,17 +134,17 @@ class LocalWorker(Closing):
         return [time_ns / 1e6 for time_ns in times_ns]
 
     @_telling
-    def device_times_ms(self, count: int) -> list[float] | None:
+    def device_times(self, count: int) -> DeviceTimes | None:
         """Return the time of each inference by the device's clock; None where it has none."""
         bound = self._live().bind(self._bound_feed())  # an inference since the last turn may have taken its place
-        if bound.device_times_ms(1) is None:
+        if bound.device_times(1) is None:
             return None
         with _no_collection():
             _lead_in(bound.run, self._device)
-            times_ms = bound.device_times_ms(count)
+            times = bound.device_times(count)
         self._look_at_gpu()
         _fall_asleep()
-        return times_ms
+        return times
 
     @_telling
     def energy(self, idle: Power | None, *, seconds: float = STEADY_SECONDS) -> Energy | str:

@@ -19,6 +19,7 @@ from maseRT.closing import Closing
 from maseRT.energy import STEADY_SECONDS, Energy, Power
 from maseRT.errors import MissingError, StepError
 from maseRT.nvml import GpuState
+from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.workers.child import Answer, Call, Task
 from maseRT.workers.protocol import Array, Opened, Opener
 
@@ -97,9 +98,9 @@ class ProcessWorker(Closing):
         times: list[float] = self._ask("times_ms", count)
         return times
 
-    def device_times_ms(self, count: int) -> list[float] | None:
+    def device_times(self, count: int) -> DeviceTimes | None:
         """Return the time of each inference by the device's clock; None where it has none."""
-        times: list[float] | None = self._ask("device_times_ms", count)
+        times: DeviceTimes | None = self._ask("device_times", count)
         return times
 
     def energy(self, idle: Power | None, *, seconds: float = STEADY_SECONDS) -> Energy | str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from maseRT.energy import STEADY_SECONDS, Energy, Power
 from maseRT.nvml import GpuState
 from maseRT.runtimes.base import Session
+from maseRT.runtimes.device_times import DeviceTimes
 
 Array = npt.NDArray[Any]
 
@@ -66,7 +67,7 @@ class Worker(Protocol):
         Some untimed ones come first: after other rows' turns, caches hold none of this row's weights.
         """
 
-    def device_times_ms(self, count: int) -> list[float] | None:
+    def device_times(self, count: int) -> DeviceTimes | None:
         """Return the time of each of `count` inferences on data that is on the device, by the device's clock.
 
         None where the runtime has none.

@@ -41,11 +41,13 @@ class RowTimes:
         wall: from host memory to host memory.
         device: by the device's clock, on data that is there; None where there is none.
         gpu: the state of the GPU meanwhile; None where there is none, or it does not tell.
+        waited: for how many of the calls in `device` the device waited for the host.
     """
 
     wall: list[list[float]] = field(default_factory=list)
     device: list[list[float]] | None = None
     gpu: GpuState | None = None
+    waited: int = 0
 
 
 def measure_rows(
@@ -93,9 +95,10 @@ def measure_rows(
         time.sleep(max(0.0, start + span * turn / rounds - time.perf_counter()))
         for name in reversed(order) if turn % 2 else order:
             rows[name].wall.append(workers[name].times_ms(counts[name]))
-            times_ms = workers[name].device_times_ms(counts[name]) if device else None
-            if times_ms is not None:
-                rows[name].device = [*(rows[name].device or []), times_ms]
+            times = workers[name].device_times(counts[name]) if device else None
+            if times is not None:
+                rows[name].device = [*(rows[name].device or []), times.ms]
+                rows[name].waited += times.waited
     for name, worker in workers.items():
         rows[name].gpu = worker.gpu_state()
     return rows

@@ -126,6 +126,19 @@ def device_time_above_end_to_end(raw):
     timing["device"]["intervals"] = {}
 
 
+def launch_bound(raw, waited=0.9):
+    for timing in row(raw, "onnxruntime-qdq")["timings"]:
+        timing["device"]["waited"] = waited
+
+
+def after(*spoilers):
+    def spoil(raw):
+        for each in spoilers:
+            each(raw)
+
+    return spoil
+
+
 def set_in(name: str, *path: Any, to: Any):
     def spoil(raw):
         target = row(raw, name) if name else raw
@@ -203,6 +216,21 @@ ERRORS = {
     "no transfers for one runtime": ("same-method", "onnxruntime-qdq", no_transfers),
     "device times as end to end times": ("transfers", "onnxruntime-qdq", device_time_as_end_to_end),
     "end to end faster than the device": ("transfers", "onnxruntime-qdq", device_time_above_end_to_end),
+    "end to end faster than a device that waited now and then": (
+        "transfers",
+        "onnxruntime-qdq",
+        after(lambda raw: launch_bound(raw, waited=0.5), device_time_above_end_to_end),
+    ),
+    "a launch-bound row's energy by the latency of something five times as fast": (
+        "steady-time",
+        "onnxruntime-qdq",
+        after(launch_bound, energy_of_another_time(1 / 5)),
+    ),
+    "launch-bound times as end to end times": (
+        "transfers",
+        "onnxruntime-qdq",
+        after(launch_bound, device_time_as_end_to_end),
+    ),
     "another execution provider": (
         "provider",
         "onnxruntime-qdq",
@@ -385,6 +413,11 @@ def test_an_inconsistency_is_an_error_under_its_name(case):
 
 
 WARNINGS = {
+    "a host that launches and varies": (
+        "variation",
+        "onnxruntime-qdq",
+        after(launch_bound, set_in("onnxruntime-qdq", "timings", 0, "device", "cov", to=0.2)),
+    ),
     "a device that varies": (
         "variation",
         "onnxruntime-qdq",
@@ -456,6 +489,8 @@ HARMLESS = {
         for each in raw["rows"]
         if "metrics" in each
     ],
+    "a device that waited for the host": after(launch_bound, device_time_above_end_to_end),
+    "a host that launches faster for seconds": after(launch_bound, energy_of_another_time(1 / 2)),
     "energy without an interval": lambda raw: row(raw, "torch-fp32")["energy"].update(watts_low=None, watts_high=None),
     "a second GPU's row": lambda raw: row(raw, "onnxruntime-qdq")["gpu"].update(memory_clock_mhz=None),
 }
@@ -465,6 +500,11 @@ HARMLESS = {
 def test_what_is_no_contradiction_is_no_error(case):
     found = checks_of(report(device="cuda:0", spoil=HARMLESS[case]), "error")
     assert found <= ({"difference", "ladder"} if case == "a loss of zero" else set())
+
+
+def test_a_host_that_launches_varies_as_hosts_do():
+    spoil = after(launch_bound, set_in("onnxruntime-qdq", "timings", 0, "device", "cov", to=0.05))
+    assert "variation" not in checks_of(report(device="cuda:0", spoil=spoil))
 
 
 def test_the_loss_may_stay_where_no_epoch_was_better():

@@ -98,6 +98,15 @@ def test_size_is_counted_and_not_measured():
     assert (change.verdict, change.better, change.low) == ("exact", True, None)
 
 
+def test_a_launch_bound_time_is_called_so():
+    def waited(raw):
+        row(raw, ROW)["timings"][0]["device"]["waited"] = 1.0
+
+    found = compared(report(device="cuda:0"), report(device="cuda:0", speed=0.9, spoil=waited))
+    assert change_of(found, "p50 on the device, launch-bound at batch 1").verdict == "significant"
+    assert change_of(found, "p50 on the device at batch 64").verdict == "significant"
+
+
 def test_figures_without_an_interval_are_not_judged():
     changed = spoiled("metrics", "loss", to=0.7)
     assert change_of(compared(report(), changed), "loss").verdict == "not judged"

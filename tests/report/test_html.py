@@ -64,6 +64,15 @@ def test_figures_of_the_report_stand_in_the_page(page):
             assert f"{row.timings[0].end_to_end.p50_ms!r} ms" in exact
 
 
+def test_a_device_that_waits_for_the_host_is_called_launch_bound():
+    raw = reports.vgg7()
+    raw["rows"][0]["timings"][0]["device"]["waited"] = 1.0
+    text = Page(html(make(raw))).text
+    assert "≤1.72" in text
+    assert f"Launch-bound at batch 64: {raw['rows'][0]['name']}; the device waits for the host" in text
+    assert "on the device, device events, launch-bound" in text
+
+
 def test_what_fails_comes_before_the_results(page):
     text = page.text
     assert text.index("1 of 2 gates failed") < text.index("Every row saw")

@@ -31,6 +31,25 @@ def test_other_tasks_have_their_own_metrics():
     assert first[1:3] == ("0.2512", "0.3911")
 
 
+def launch_bound(name):
+    raw = reports.vgg7()
+    (found,) = (row for row in raw["rows"] if row["name"] == name)
+    found["timings"][0]["device"]["waited"] = 0.97
+    return make(raw)
+
+
+def test_a_device_that_waits_for_the_host_is_seen_beside_its_time():
+    report = launch_bound("onnxruntime-int8")
+    header, *rows = console_table(report)
+    place = header.index("device ms")
+    assert {row[0]: row[place] for row in rows if row[place].startswith("≤")} == {"onnxruntime-int8": "≤1.58"}
+    text = markdown(report)
+    assert "| ≤1.58 |" in text
+    assert "Launch-bound at batch 64: onnxruntime-int8; the device waits for the host" in text
+    assert "; launch-bound at batch 64: the device waits for the host, its own time is less" in text
+    assert "aunch-bound" not in markdown(make(reports.vgg7()))
+
+
 def test_all_rows_of_the_console_are_as_long_as_its_header():
     for raw in (reports.bare(), reports.nothing_ran(), reports.huge()):
         assert len({len(row) for row in console_table(make(raw))}) == 1

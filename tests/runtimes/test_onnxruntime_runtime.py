@@ -68,7 +68,7 @@ def test_a_bound_batch_runs_without_copies(linear_onnx):
     with OnnxRuntime().open(linear_onnx) as session:
         bound = session.bind({"input": np.ones((2, 4), np.float32)})
         bound.run()
-        assert bound.device_times_ms(1) is None
+        assert bound.device_times(1) is None
 
 
 def test_wrong_feeds_are_refused(linear_onnx):

@@ -73,7 +73,7 @@ def test_a_bound_batch_runs_on_a_cpu_without_a_device_clock(model):
     with TorchRuntime().open(model) as session:
         bound = session.bind({"input": np.ones((4, 4), np.float32)})
         bound.run()
-        assert bound.device_times_ms(3) is None
+        assert bound.device_times(3) is None
 
 
 @pytest.mark.parametrize(

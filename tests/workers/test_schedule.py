@@ -44,6 +44,7 @@ def test_rows_take_turns_and_every_other_round_is_reversed(rows, tmp_path):
 def test_device_times_come_in_the_same_rounds(rows):
     found = measure_rows(rows, ONES, warmup=0, iterations=4, seconds=0, rounds=2, device=True)
     assert found["a"].device == [[2.0, 2.0], [2.0, 2.0]]
+    assert found["a"].waited == 2
 
 
 def test_no_more_rounds_than_calls(rows):

@@ -20,6 +20,7 @@ from maseRT import energy
 from maseRT.energy import Power
 from maseRT.errors import CheckError, ConfigError, StepError, UsageError
 from maseRT.hardware import Gpu
+from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.workers import local
 from maseRT.workers.local import LocalWorker
 from maseRT.workers.process import ProcessWorker
@@ -106,7 +107,7 @@ def test_device_times_and_kernel_times_are_of_the_bound_batch(make):
     worker = make(sessions.doubling)
     worker.open()
     worker.bind(ONES)
-    assert worker.device_times_ms(3) == [4.0, 4.0, 4.0]
+    assert worker.device_times(3) == DeviceTimes([4.0, 4.0, 4.0], waited=2)
     assert worker.kernel_times_ms(7) == {"conv": 7.0}
 
 
@@ -114,7 +115,7 @@ def test_sessions_without_clock_and_profile_say_nothing(make):
     worker = make(sessions.plain)
     worker.open()
     worker.bind(ONES)
-    assert worker.device_times_ms(3) is None
+    assert worker.device_times(3) is None
     assert worker.kernel_times_ms(3) == {}
     assert worker.gpu_state() is None
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from maseRT.errors import ConfigError
 from maseRT.runtimes.base import TensorSpec
+from maseRT.runtimes.device_times import DeviceTimes
 
 
 class Bound:
@@ -23,8 +24,8 @@ class Bound:
     def repeat(self, iterations):
         time.sleep(0.001 * iterations)
 
-    def device_times_ms(self, iterations):
-        return [float(self._batch)] * iterations
+    def device_times(self, iterations):
+        return DeviceTimes([float(self._batch)] * iterations, waited=iterations - 1)
 
 
 class Doubling:
@@ -78,7 +79,7 @@ class Plain:
 
     def bind(self, feed):
         bound = Bound(1)
-        bound.device_times_ms = lambda iterations: None
+        bound.device_times = lambda iterations: None
         return bound
 
     def __enter__(self):

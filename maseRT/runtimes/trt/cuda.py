@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maseRT.errors import MissingError, StepError
+from maseRT.runtimes.device_times import DeviceTimes
 
 
 @cache
@@ -65,21 +67,40 @@ def capture(stream: int, work: Callable[[], bool]) -> Any | None:
         runtime.cudaGraphDestroy(graph)
 
 
-def times_ms(stream: int, work: Callable[[], None], iterations: int) -> list[float]:
-    """Return how long the stream takes for each of `iterations` runs of `work`, queued one behind another."""
+def device_times(stream: int, work: Callable[[], None], iterations: int) -> DeviceTimes:
+    """Return how long the stream takes for each of `iterations` runs of `work`, queued one behind another.
+
+    An untimed run comes first, so that the stream has work while the first timed one is queued. Errors are looked at
+    in the end: where the device waits for the host, whatever the host does between two events is in the time.
+    """
     runtime = cudart()
+    record, clock_ns = runtime.cudaEventRecord, time.perf_counter_ns
     with ExitStack() as stack:
         events = []
-        for _ in range(2 * iterations):
+        for _ in range(2 * iterations + 1):
             events.append(checked(runtime.cudaEventCreateWithFlags(runtime.cudaEventDefault)))
             stack.callback(runtime.cudaEventDestroy, events[-1])
-        pairs = list(zip(events[::2], events[1::2], strict=True))
+        origin, *others = events
+        pairs = list(zip(others[::2], others[1::2], strict=True))
+        checked(runtime.cudaStreamSynchronize(stream))  # so that the origin is recorded at once
+        results = [record(origin, stream)]
+        origin_ns = clock_ns()
+        work()
+        queued_ns = [clock_ns()]
         for start, end in pairs:
-            checked(runtime.cudaEventRecord(start, stream))
+            results.append(record(start, stream))
             work()
-            checked(runtime.cudaEventRecord(end, stream))
+            results.append(record(end, stream))
+            queued_ns.append(clock_ns())
+        for result in results:
+            checked(result)
         checked(runtime.cudaStreamSynchronize(stream))
-        return [float(checked(runtime.cudaEventElapsedTime(start, end))) for start, end in pairs]
+        elapsed_ms = runtime.cudaEventElapsedTime
+        return DeviceTimes.of(
+            [float(checked(elapsed_ms(start, end))) for start, end in pairs],
+            done_ms=[float(checked(elapsed_ms(origin, end))) for _, end in pairs],
+            queued_ms=[(each - origin_ns) / 1e6 for each in queued_ns],
+        )
 
 
 class Resources:

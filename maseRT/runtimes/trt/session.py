@@ -16,8 +16,9 @@ import numpy.typing as npt
 from maseRT.closing import Closing
 from maseRT.errors import StepError, UsageError
 from maseRT.runtimes.base import Call, Profile, ShapeRange, TensorSpec
+from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, to_numpy, with_ids_as_taken
-from maseRT.runtimes.trt.cuda import Resources, capture, checked, cudart, set_device, times_ms
+from maseRT.runtimes.trt.cuda import Resources, capture, checked, cudart, device_times, set_device
 from maseRT.runtimes.trt.log import listening, make
 from maseRT.runtimes.trt.shapes import Shapes, fit
 
@@ -402,9 +403,9 @@ class TrtBound:
             self._launch()
         self._session._memory.synchronize()
 
-    def device_times_ms(self, iterations: int) -> list[float]:
+    def device_times(self, iterations: int) -> DeviceTimes:
         """Return the time of each inference by CUDA events, one queued behind another."""
-        return times_ms(self._session._memory.stream, self._launch, iterations)
+        return device_times(self._session._memory.stream, self._launch, iterations)
 
     def _launch(self) -> None:
         self._session._check_bound(self._generation)
