@@ -7,6 +7,8 @@ from typing import Any
 
 from marked_section import write_section
 
+from maseRT.report.schema import LAUNCH_BOUND
+
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 
 GOALS = {
@@ -21,7 +23,8 @@ One process per model and batch opens all rows and measures them in turn, block 
 times are medians over the blocks' medians, ratios are taken within the process, and their 95 % intervals are
 bootstrapped over blocks. *Device* is the time of one inference on data that lies on the GPU: by CUDA events with the
 inferences queued one behind another, in a stream that the session owns (a row that has no events says so). *Call* is
-the wall time of one inference that is waited for, *end to end* that with copies from and to host memory.
+the wall time of one inference that is waited for, *end to end* that with copies from and to host memory. The GPU of a
+launch-bound row waits for the host: its device time is that of launching.
 Engines come from `masert quantize`, `calibrate`, `export` and `build-engine` (`float = "fp16"`, a profile of this one
 batch size); the CUDA graph is on unless said. TF32 is on for FP32 rows. Energy is the GPU's own counter over at least
 3 s of steady state, less what it takes idle. The error is the SQNR of the logits against float64. Weights are random
@@ -77,6 +80,8 @@ def row_line(label: str, row: dict[str, Any], ratios: dict[str, Any]) -> str:
     error = row["error"].get("sqnr_db")
     if row.get("timed_by") == "wall clock":
         label += " (by the wall clock)"
+    if row.get("waited", 0.0) > LAUNCH_BOUND:
+        label += " (launch-bound)"
     times = f"{row['median_ms']:.4f} | {row['cov']:.1%} | {row['wall_ms']:.4f} | {row['end_to_end_ms']:.4f}"
     return f"| {label} | {times} | {faster} | {joules} | {watts} | {'' if error is None else f'{error:.1f}'} |"
 

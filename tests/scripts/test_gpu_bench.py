@@ -53,3 +53,12 @@ def test_without_an_engine_there_is_nobody_to_blame():
 
 def test_a_row_without_events_says_so():
     assert "| onnxruntime fp16 (by the wall clock) |" in "\n".join(section("vgg7:64", job(1.3, {})))
+
+
+def test_a_row_whose_gpu_waits_for_the_host_says_so():
+    found = job(1.3, {})
+    for label, waited in (("torch fp32 eager", 0.9), ("tensorrt fp16", 0.1)):
+        found["rows"][label] = row(2.0, waited=waited)
+    text = "\n".join(section("vgg7:64", found))
+    assert "| torch fp32 eager (launch-bound) |" in text
+    assert "| tensorrt fp16 |" in text
