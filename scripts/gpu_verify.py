@@ -93,6 +93,8 @@ def layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     found = {name: (layer, branches.shapes[name]) for name, layer in branches.branches.items()}
     found["lstm_one_layer"] = (nn.LSTM(3, 4, batch_first=True), (5, 3))
     found["lstm_two_layers"] = (nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True), (5, 3))
+    pooled = (nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(8, 8, 3, padding=1))
+    found["max3_between_convolutions"] = (nn.Sequential(*pooled), (3, 8, 8, 8))
     return found
 
 

@@ -30,9 +30,12 @@ _ACTIVATION_NAMES = """
     relu relu6 leaky_relu sigmoid tanh hardsigmoid hardswish hardtanh silu gelu elu selu softplus clamp mish
 """
 ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
-_MAX_POOLINGS = ("max_pool1d", "max_pool2d", "max_pool3d")
-_AVERAGE_POOLINGS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-_GLOBAL_POOLINGS = ("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", *_AVERAGE_POOLINGS)
+_MAX_POOLINGS = ("max_pool1d", "max_pool2d")
+_AVERAGE_POOLINGS = ("avg_pool2d",)
+_AVERAGING = """
+    mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+"""
+_GLOBAL_POOLINGS = frozenset(_AVERAGING.split())
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -78,7 +81,8 @@ class Placer:
     * A max pool that only INT8 layers read is INT8, with their range: rounding and maximum commute, and TensorRT would
       swap them by itself. With a reshape in between it is left to do so: TensorRT-RTX moves the reader's Q in front of
       reshape and pool, but keeps a pool in float whose own Q/DQ pair a reshape parts from the next one. An average pool
-      is INT8 between INT8 layers, with a range of its own. Pools over the whole image stay float.
+      is INT8 between INT8 layers, with a range of its own. Pools over the whole image stay float, and so do those that
+      TensorRT has no INT8 kernel for: 3-D max pools, 1-D and 3-D average pools.
     * Quantized readers of one tensor share one range, so that TensorRT sees one Q/DQ pair.
     * Adds behind linear layers stay float: the sum goes on as a float residual stream into a LayerNorm, and rounding it
       to INT8 in between would only cost. (Not measured.)

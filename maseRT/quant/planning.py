@@ -34,7 +34,7 @@ from maseRT.quant.placement import (
     residual_adds,
     tiny_macs,
 )
-from maseRT.quant.pooling import POOLS
+from maseRT.quant.pooling import POOLS, without_kernel
 from maseRT.quant.trace import Graph, Kind, Node, record_stable, training_differences
 
 _OPERATIONS_TO_QUANTIZE = frozenset(("add", "cat"))
@@ -159,6 +159,7 @@ class _Planner:
                 *_unlisted_batchnorms({name: unfolded[name] for name in unfolded.keys() - choices.keys()}),
                 *_unmerged(self._model, unfolded),
                 *_with_stored_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
+                *self._without_kernel(layers),
                 *self._shadowed_rules(),
                 *self._without_int8(layers),
             ),
@@ -208,6 +209,15 @@ class _Planner:
             if index not in deciding
         ]
 
+    def _without_kernel(self, layers: Iterable[LayerPlan]) -> list[str]:
+        """Say which INT8 layers, as a rule or a checkpoint asks for, TensorRT has no INT8 kernel for."""
+        names: dict[str, list[str]] = {}
+        for layer in layers:
+            reason = without_kernel(self._modules[layer.name])
+            if reason is not None and layer.precision is Precision.INT8:
+                names.setdefault(reason, []).append(layer.name)
+        return [f"{shortened(found)}: INT8 as asked, but {reason}" for reason, found in names.items()]
+
     def _without_int8(self, layers: Iterable[LayerPlan]) -> list[str]:
         asked = self._section.precision is Precision.INT8
         if not asked or any(layer.precision is Precision.INT8 for layer in layers):
@@ -250,6 +260,9 @@ class _Planner:
             return "INT8 would unroll it over time; a rule that names it or its type asks for that"
         if self._is_table(layer.name) and not by_name:
             return "a table to look up: INT8 makes it smaller, not faster; a rule that names it or its type asks for it"
+        kernel = without_kernel(module)
+        if kernel is not None and not by_name:
+            return f"{kernel}; a rule that names it or its type makes it INT8 all the same"
         if self._is_table(layer.name) and self._feeds_recurrent(layer.name):
             return "TensorRT-RTX builds no engine of an INT8 table that a recurrent layer reads"
         if rule is not None:
@@ -276,7 +289,9 @@ class _Planner:
         return any(isinstance(reader.module, RECURRENT) for found in readers for reader, _ in found)
 
     def _is_free_pool(self, name: str, module: nn.Module) -> bool:
-        return isinstance(module, POOLS) and self._refusal(module) is None and len(self._calls.get(name, [])) == 1
+        if not isinstance(module, POOLS) or self._refusal(module) is not None or without_kernel(module) is not None:
+            return False
+        return len(self._calls.get(name, [])) == 1
 
     def _cost(self, layer: LayerPlan, module: nn.Module) -> str | None:
         """Say why INT8 would only cost, or None."""

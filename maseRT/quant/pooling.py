@@ -28,6 +28,25 @@ AVERAGE_POOLS = (
 POOLS = (*MAX_POOLS, *AVERAGE_POOLS)
 """The pooling layers of torch.nn that can be INT8."""
 
+_BUILDS_NONE = "TensorRT 8.6 builds no engine with an INT8 3-D max pool, and TensorRT-RTX runs one in float"
+_RUNS_IN_FLOAT = "TensorRT-RTX runs 1-D and 3-D average pools in float"
+_WITHOUT_KERNEL = {
+    nn.MaxPool3d: _BUILDS_NONE,
+    nn.AdaptiveMaxPool3d: _BUILDS_NONE,
+    nn.AvgPool1d: _RUNS_IN_FLOAT,
+    nn.AvgPool3d: _RUNS_IN_FLOAT,
+    nn.AdaptiveAvgPool1d: _RUNS_IN_FLOAT,
+    nn.AdaptiveAvgPool3d: _RUNS_IN_FLOAT,
+}
+
+
+def without_kernel(layer: nn.Module) -> str | None:
+    """Say of a pool for which TensorRT has no INT8 kernel what comes of that; None for any other layer.
+
+    It loses nothing in float: a maximum of rounded numbers is the rounded maximum, and a mean only gets closer.
+    """
+    return next((reason for pool, reason in _WITHOUT_KERNEL.items() if isinstance(layer, pool)), None)
+
 
 class _QuantPool(nn.Module):
     input_quantizer: Quantizer | nn.Identity
