@@ -18,6 +18,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.avg_pool2d.default: _with_divisor(known.aten_avg_pool2d),
         aten.avg_pool3d.default: _with_divisor(known.aten_avg_pool3d),
         aten._adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
+        aten.rrelu_with_noise_functional.default: _rrelu,
     }
 
 
@@ -55,3 +56,12 @@ def _adaptive_avg_pool3d(self: Any, output_size: Sequence[int]) -> Any:
         raise NotImplementedError(f"an adaptive 3-d pool from {sizes} to {list(output_size)}, which does not divide it")
     kernel = [size // out for size, out in zip(sizes, output_size, strict=True)]
     return op.AveragePool(self, kernel_shape=kernel, strides=kernel)
+
+
+def _rrelu(
+    self: Any, noise: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Any:
+    """Translate RReLU in eval mode, where its slope is the mean of what it is drawn from."""
+    from onnxscript import opset18 as op
+
+    return op.LeakyRelu(self, alpha=(lower + upper) / 2), noise

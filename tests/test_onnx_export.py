@@ -291,6 +291,14 @@ def test_a_float_lstm_with_projections_gives_what_torch_gives(bidirectional: boo
     assert "forward" not in vars(lstm)
 
 
+def test_rrelu_gives_what_torch_gives_in_eval_mode(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.RReLU(0.1, 0.5)).eval()
+    x = torch.randn(4, 6)
+    export_onnx(model, x, tmp_path / "m.onnx", opset=19)
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(ort_run(tmp_path / "m.onnx", x)), model(x), atol=1e-6)
+
+
 def test_a_float_lstm_stays_one_node(tmp_path: Path) -> None:
     model = Branches(lstm=(nn.LSTM(3, 4, batch_first=True), (5, 3)))
     export_onnx(model, model.example(2), tmp_path / "m.onnx", opset=20)
