@@ -507,6 +507,14 @@ def test_a_host_that_launches_varies_as_hosts_do():
     assert "variation" not in checks_of(report(device="cuda:0", spoil=spoil))
 
 
+def test_a_row_that_varies_is_told_once():
+    wall = set_in("onnxruntime-qdq", "timings", 0, "end_to_end", "cov", to=0.2)
+    spoil = after(wall, set_in("onnxruntime-qdq", "timings", 0, "device", "cov", to=0.03))
+    (finding,) = (each for each in audit(report(device="cuda:0", spoil=spoil)) if each.check == "variation")
+    assert "by 20.0% (more than 10%), " in finding.message
+    assert "by 3.0% (more than 2%): the machine was not quiet" in finding.message
+
+
 def test_the_loss_may_stay_where_no_epoch_was_better():
     def no_better_epoch(raw: dict[str, Any]) -> None:
         first_epochs_loss(raw)

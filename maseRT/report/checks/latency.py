@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from maseRT.report.checks.told import ROUNDED, Told, error, near, pairs, warning
-from maseRT.report.schema import Interval, Latency, Report, Row, Timing
+from maseRT.report.schema import Energy, Interval, Latency, Report, Row, Timing
 
 _TIGHT = 1e-6
 """Relative: what floating point may add when the same numbers are summed in another order."""
@@ -113,9 +113,19 @@ def _estimates(report: Report) -> Iterator[tuple[str, str, float, Interval]]:
                 yield row.name, f"batch {timing.batch}: the ratio", timing.ratio, timing.ratio_interval
         if row.difference is not None and row.difference.interval is not None:
             yield row.name, f"the difference in {row.difference.metric}", row.difference.value, row.difference.interval
-        energy = row.energy
-        if energy is not None and energy.watts_low is not None and energy.watts_high is not None:
-            yield row.name, "power", energy.watts, Interval(low=energy.watts_low, high=energy.watts_high)
+        if row.energy is not None:
+            yield from _energy_estimates(row.name, row.energy)
+
+
+def _energy_estimates(row: str, energy: Energy) -> Iterator[tuple[str, str, float, Interval]]:
+    for what, value, low, high in (
+        ("power", energy.watts, energy.watts_low, energy.watts_high),
+        ("power without work", energy.idle_watts, energy.idle_watts_low, energy.idle_watts_high),
+        ("joules per sample", energy.joules_per_sample, energy.joules_low, energy.joules_high),
+        ("joules above idle", energy.net_joules_per_sample, energy.net_joules_low, energy.net_joules_high),
+    ):
+        if low is not None and high is not None:
+            yield row, what, value, Interval(low=low, high=high)
 
 
 def _inside(value: float, interval: Interval) -> bool:
@@ -176,11 +186,13 @@ def variation(report: Report) -> Iterator[Told]:
 
     A launch-bound time is the host's, whatever clock tells it.
     """
+    found: dict[str, list[str]] = {}
     for row, what, times in _latencies(report):
         limit = _WALL_COV if times.clock.startswith("wall") or times.launch_bound else _DEVICE_COV
         if times.cov > limit:
-            told = f"varies by {times.cov:.1%} (more than {limit:.0%}): the machine was not quiet"
-            yield warning(f"{what}: {told}, or its clock moved", row.name)
+            found.setdefault(row.name, []).append(f"{what} by {times.cov:.1%} (more than {limit:.0%})")
+    for name, told in found.items():
+        yield warning(f"times vary: {', '.join(told)}: the machine was not quiet, or its clock moved", name)
 
 
 def copied_latency(report: Report) -> Iterator[Told]:
