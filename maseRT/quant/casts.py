@@ -14,6 +14,7 @@ from torch import nn
 
 from maseRT.plan import INPUT, OperationPlan, Plan
 from maseRT.precision import Precision
+from maseRT.quant import half_kernels
 from maseRT.quant.operations import as_type
 from maseRT.quant.quantizer import SUFFIX, Quantizer
 from maseRT.quant.sites import set_precisions
@@ -37,6 +38,8 @@ def set_float_precisions(model: nn.Module, plan: Plan) -> None:
     for layer in plan.layers:
         module = layers[layer.name]
         _convert_all(module, DTYPES[layer.float], made)
+        if layer.float is not Precision.FP32:
+            half_kernels.cover(module)
         module.register_forward_pre_hook(functools.partial(_cast_inputs, DTYPES[layer.float]), with_kwargs=True)
         module.register_forward_hook(functools.partial(_cast_output, DTYPES[plan.output_of(layer.name)]))
 

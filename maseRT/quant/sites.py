@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from maseRT.errors import UsageError
 from maseRT.plan import LayerPlan, OperationPlan, SitePlan
+from maseRT.quant import half_kernels
 from maseRT.quant.operations import as_type, operation_name, spellings, with_tensors, writes_in_place
 from maseRT.quant.own_code import Product
 from maseRT.quant.quantizer import SUFFIX, Quantizer
@@ -176,7 +177,7 @@ class _TreatingMode(TorchFunctionMode):
             return new
 
         new_args, new_kwargs = with_tensors(args, kwargs, treat)
-        result = func(*new_args, **new_kwargs)
+        result = half_kernels.call(func, *new_args, **new_kwargs)
         if replaced and in_place:
             original, copy = replaced[0]
             result = original.copy_(copy)
