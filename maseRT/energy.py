@@ -1,4 +1,4 @@
-"""Energy of steady work: a device's own energy counter over seconds, what it takes when idle subtracted."""
+"""Energy of steady work: a device's own energy counter over several visits, what it takes when idle subtracted."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ import numpy as np
 
 from maseRT.errors import MaseRTError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus, why_no_gpu
+from maseRT.intervals import t_quantile
 from maseRT.nvml import NvmlGpu, open_gpu
 
-STEADY_SECONDS = 3.0
-"""Shorter than this, the counters' coarse steps would show."""
+VISITS = 4
+"""To each row: what changes between them (clocks, heat, somebody else's work) is no part of a single one's interval."""
+
+VISIT_SECONDS = 1.0
+"""Of steady state; shorter than this, the counters' coarse steps would show."""
+
+IDLE_SECONDS = 1.0
 
 _POLL_SECONDS = 0.02
 _WARMUP_SECONDS = 0.5
 _WINDOWS = 8
 _POWERCAP = Path("/sys/class/powercap")
-
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
-"""Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom: windows less one."""
 
 
 class Meter(Protocol):
@@ -62,18 +65,38 @@ class Power:
 
 
 @dataclass(frozen=True)
+class Visit:
+    """Steady work for a while.
+
+    Attributes:
+        source: what counted.
+        device: whose energy it is.
+        power: meanwhile.
+        seconds: of steady state.
+        samples: inferred in them.
+    """
+
+    source: str
+    device: str
+    power: Power
+    seconds: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class Energy:
-    """What one sample costs in steady state.
+    """What one sample costs in steady state, over all visits. Ends of 95 % intervals are None where they are not known.
 
     Attributes:
         source: what counted.
         device: whose energy it is.
         seconds: of steady state.
         samples: inferred in them.
-        watts: average power; `watts_low` and `watts_high` are a 95 % interval.
-        idle_watts: average power before, without work.
-        joules_per_sample: of all the power.
-        net_joules_per_sample: of the power above idle.
+        watts: average power; `watts_low` and `watts_high` are its interval.
+        idle_watts: average power without work, before, between and after the visits; with its interval.
+        joules_per_sample: of all the power: `watts` x `seconds` / `samples`; with its interval.
+        net_joules_per_sample: of the power above idle; its interval has that of `idle_watts` in it.
+        visits: how many.
     """
 
     source: str
@@ -86,6 +109,13 @@ class Energy:
     idle_watts: float
     joules_per_sample: float
     net_joules_per_sample: float
+    visits: int
+    idle_watts_low: float | None
+    idle_watts_high: float | None
+    joules_low: float | None
+    joules_high: float | None
+    net_joules_low: float | None
+    net_joules_high: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -195,7 +225,7 @@ def _rapl(powercap: Path) -> Meter | str:
         return f"the RAPL counters cannot be read: {error}"
 
 
-def measure_idle(meter: Meter, *, seconds: float = STEADY_SECONDS) -> Power:
+def measure_idle(meter: Meter, *, seconds: float = IDLE_SECONDS) -> Power:
     """Measure the power without work; call it where nothing has run for a moment."""
     with _Sampler(meter) as sampler:
         time.sleep(seconds)
@@ -203,14 +233,13 @@ def measure_idle(meter: Meter, *, seconds: float = STEADY_SECONDS) -> Power:
 
 
 def measure_energy(
-    repeat: Callable[[int], object], meter: Meter, idle: Power, *, batch: int, seconds: float = STEADY_SECONDS
-) -> Energy:
-    """Run something for `seconds` of steady state and read the meter meanwhile.
+    repeat: Callable[[int], object], meter: Meter, *, batch: int, seconds: float = VISIT_SECONDS
+) -> Visit:
+    """Run something for `seconds` of steady state and read the meter meanwhile; `energy_of` puts visits together.
 
     Args:
         repeat: infers so many batches back to back and returns when they are done.
         meter: of the device that runs them.
-        idle: power without work.
         batch: samples per inference.
         seconds: of steady state, after a warm-up.
     """
@@ -220,20 +249,84 @@ def measure_energy(
         start = time.perf_counter()
         count = _run_for(repeat, chunk, seconds)
         elapsed = time.perf_counter() - start
-    power = power_from_readings(sampler.readings)
-    per_sample = elapsed / (count * batch)
+    return Visit(meter.source, meter.device, power_from_readings(sampler.readings), elapsed, count * batch)
+
+
+def energy_of(visits: Sequence[Visit], idle: Sequence[Power]) -> Energy:
+    """Put the visits to one row together.
+
+    Joules, seconds and samples are added up, and the rest follows from the sums. Intervals are Student's t over the
+    visits, and never narrower than what the windows within the visits give: few visits may agree by chance. That of the
+    net energy also has the power without work in it, whose own is over `idle` in the same way.
+
+    Args:
+        visits: one at least, with the same meter.
+        idle: power without work, before, between and after them; one at least.
+    """
+    seconds = sum(visit.seconds for visit in visits)
+    samples = sum(visit.samples for visit in visits)
+    per_sample = seconds / samples
+    watts, within = _pooled([(visit.power, visit.seconds) for visit in visits])
+    idle_watts, idle_within = _pooled([(power, power.seconds) for power in idle])
+    idle_margin = _margin([power.watts for power in idle], idle_within)
+
+    def margin_above(base: float) -> float | None:
+        each = [(visit.power.watts - base) * visit.seconds / visit.samples for visit in visits]
+        return _margin(each, None if within is None else within * per_sample)
+
+    joules, net = watts * per_sample, (watts - idle_watts) * per_sample
+    above = margin_above(idle_watts)
+    both = None if above is None or idle_margin is None else math.hypot(above, idle_margin * per_sample)
+    watts_low, watts_high = _ends(watts, _margin([visit.power.watts for visit in visits], within))
+    idle_low, idle_high = _ends(idle_watts, idle_margin)
+    low, high = _ends(joules, margin_above(0.0))
+    net_low, net_high = _ends(net, both)
     return Energy(
-        source=meter.source,
-        device=meter.device,
-        seconds=elapsed,
-        samples=count * batch,
-        watts=power.watts,
-        watts_low=power.low_w,
-        watts_high=power.high_w,
-        idle_watts=idle.watts,
-        joules_per_sample=power.watts * per_sample,
-        net_joules_per_sample=(power.watts - idle.watts) * per_sample,
+        source=visits[0].source,
+        device=visits[0].device,
+        seconds=seconds,
+        samples=samples,
+        watts=watts,
+        watts_low=watts_low,
+        watts_high=watts_high,
+        idle_watts=idle_watts,
+        joules_per_sample=joules,
+        net_joules_per_sample=net,
+        visits=len(visits),
+        idle_watts_low=idle_low,
+        idle_watts_high=idle_high,
+        joules_low=low,
+        joules_high=high,
+        net_joules_low=net_low,
+        net_joules_high=net_high,
     )
+
+
+def _pooled(powers: Sequence[tuple[Power, float]]) -> tuple[float, float | None]:
+    """Return the average of powers over their seconds, and half the interval that those of the single powers make."""
+    total = sum(seconds for _, seconds in powers)
+    watts = sum(power.watts * seconds for power, seconds in powers) / total
+    halves = [
+        (power.high_w - power.low_w) / 2 * seconds
+        for power, seconds in powers
+        if power.low_w is not None and power.high_w is not None
+    ]
+    return watts, math.hypot(*halves) / total if len(halves) == len(powers) else None
+
+
+def _margin(values: Sequence[float], within: float | None) -> float | None:
+    """Return half the interval of a mean; None where neither the values nor what is within them tells."""
+    between = _student(values) if len(values) > 1 else None
+    return max((each for each in (between, within) if each is not None), default=None)
+
+
+def _student(values: Sequence[float]) -> float:
+    """Return half the 95 % interval of the mean of two values or more, by Student's t."""
+    return t_quantile(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def _ends(value: float, margin: float | None) -> tuple[float | None, float | None]:
+    return (None, None) if margin is None else (value - margin, value + margin)
 
 
 def power_from_readings(readings: Sequence[tuple[float, float]]) -> Power:
@@ -256,7 +349,7 @@ def power_from_readings(readings: Sequence[tuple[float, float]]) -> Power:
         return Power(watts, None, None, seconds)
     ends = np.linspace(0, len(moved) - 1, windows + 1).round().astype(int)
     each = np.diff(joules[ends]) / np.diff(times[ends])
-    margin = _T95[windows - 2] * float(np.std(each, ddof=1)) / math.sqrt(windows)
+    margin = _student(each.tolist())
     return Power(watts, watts - margin, watts + margin, seconds)
 
 
@@ -297,8 +390,8 @@ class _Sampler:
 
     def _read(self) -> None:
         while True:
-            joules = self._meter.joules()
-            self.readings.append((time.perf_counter(), joules))
+            now = time.perf_counter()  # once the counter is read, this thread may wait for the interpreter's lock
+            self.readings.append((now, self._meter.joules()))
             if self._done.wait(_POLL_SECONDS):
                 return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maseRT.report.estimates import millijoules
 from maseRT.report.schema import Report, Row, Timing
 from maseRT.report.wording import (
     capitalized,
@@ -88,10 +89,11 @@ def _batch_speed(timing: Timing) -> list[Card]:
 def _energy(report: Report, result: Row) -> Card | None:
     if result.energy is None:
         return None
-    used, baseline = result.energy.joules_per_sample, report.row(report.baseline)
-    other = baseline.energy if baseline is not None else None
-    note = f"{significant(used / other.joules_per_sample)}x that of {report.baseline}" if other else "all power"
-    return Card("Energy of a sample", f"{significant(1e3 * used)} mJ", note)
+    used, baseline = millijoules(result.energy), report.row(report.baseline)
+    other = millijoules(baseline.energy) if baseline is not None and baseline.energy is not None else None
+    note = f"{significant(used.value / other.value)}x that of {report.baseline}" if other else "all power"
+    text, interval = with_digits(used.value, used.interval)
+    return Card("Energy of a sample", f"{text} mJ", f"{interval}, {note}" if interval else note)
 
 
 def _size(report: Report, result: Row) -> Card | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from maseRT.report.estimates import millijoules
 from maseRT.report.schema import Latency, Report, Row, Timing
 from maseRT.report.wording import (
     decibels,
@@ -193,15 +194,22 @@ def _watts(row: Row) -> Cell:
     energy = row.energy
     if energy is None:
         return Cell()
-    known = energy.watts_low is not None and energy.watts_high is not None
-    ends = f"{significant(energy.watts_low or 0)}–{significant(energy.watts_high or 0)}" if known else ""
-    return Cell(significant(energy.watts), exact=f"{energy.watts!r} W{f' ({ends})' if ends else ''}")
+    power = _with_ends(energy.watts, energy.watts_low, energy.watts_high)
+    idle = _with_ends(energy.idle_watts, energy.idle_watts_low, energy.idle_watts_high)
+    return Cell(significant(energy.watts), exact=f"{power}, {idle} without work")
+
+
+def _with_ends(watts: float, low: float | None, high: float | None) -> str:
+    ends = f" ({significant(low)}–{significant(high)})" if low is not None and high is not None else ""
+    return f"{watts!r} W{ends}"
 
 
 def _millijoules(row: Row) -> Cell:
     if row.energy is None:
         return Cell()
-    return Cell(significant(1e3 * row.energy.joules_per_sample), exact=f"{row.energy.joules_per_sample!r} J")
+    found = millijoules(row.energy)
+    text, ends = with_digits(found.value, found.interval)
+    return Cell(text, ends, f"{row.energy.joules_per_sample!r} J")
 
 
 def _memory(row: Row) -> Cell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from maseRT.report.schema import Interval
+from maseRT.report.schema import Energy, Interval
 
 _Z95 = 1.959963984540054
 """Quantile of the normal distribution: two-sided 95 %."""
@@ -20,6 +20,20 @@ class Estimate:
 
     value: float
     interval: Interval | None = None
+
+
+def millijoules(energy: Energy) -> Estimate:
+    """Return the energy per sample in mJ.
+
+    The interval of an older report is that of the power within one visit: it holds no change between visits.
+    """
+    value = energy.joules_per_sample * 1e3
+    if energy.joules_low is not None and energy.joules_high is not None:
+        return Estimate(value, Interval(low=energy.joules_low * 1e3, high=energy.joules_high * 1e3))
+    if energy.watts_low is None or energy.watts_high is None or energy.watts <= 0:
+        return Estimate(value)
+    low, high = (value * watts / energy.watts for watts in (energy.watts_low, energy.watts_high))
+    return Estimate(value, Interval(low=low, high=high))
 
 
 def difference(before: Estimate, after: Estimate) -> Estimate:

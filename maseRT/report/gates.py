@@ -7,7 +7,7 @@ from functools import partial
 
 from maseRT.config import GateSection, Speedup
 from maseRT.errors import UsageError, did_you_mean
-from maseRT.report.estimates import Estimate, ratio
+from maseRT.report.estimates import Estimate, millijoules, ratio
 from maseRT.report.schema import Gate, Interval, Report, Row, Timing
 
 
@@ -171,12 +171,11 @@ def _agreement(report: Report, row: Row, *, limit: float) -> Got:
 def _energy(report: Report, row: Row, *, limit: float) -> Got:
     if row.energy is None:
         return f"no energy was measured: {row.energy_note or 'it does not say why'}", False
-    energy = row.energy
-    value = energy.joules_per_sample * 1e3
-    words = f"{value:.4g} mJ at batch {energy.batch}"
-    if energy.watts_high is None or energy.watts <= 0:
-        return words, _within(value, limit)
-    return words + _reaches(value, value * energy.watts_high / energy.watts, limit), _within(value, limit)
+    found = millijoules(row.energy)
+    words = _with_interval(found.value, found.interval, "{:.4g}", " mJ") + f" at batch {row.energy.batch}"
+    return words + _reaches(found.value, found.interval.high if found.interval else None, limit), _within(
+        found.value, limit
+    )
 
 
 def _timing(report: Report, row: Row) -> Timing | None:

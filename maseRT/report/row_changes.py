@@ -8,7 +8,7 @@ from maseRT.report import estimates
 from maseRT.report.change import Change, Kind, Verdict
 from maseRT.report.comparability import Runs
 from maseRT.report.estimates import Estimate
-from maseRT.report.schema import Energy, Interval, Report, Row, Timing
+from maseRT.report.schema import Report, Row, Timing
 
 _PROPORTIONS = ("accuracy", "top5")
 _REGRESSION = {"mse": False, "rmse": False, "mae": False, "r2": True}
@@ -105,9 +105,10 @@ class RowChanges:
     def _energy(self) -> Iterator[Change]:
         before, after = self._before.energy, self._after.energy
         if before is not None and after is not None and before.batch == after.batch:
-            yield from self._ratio(
-                "energy per sample", _millijoules(before), _millijoules(after), unit="mJ", headline=True
-            )
+            values = estimates.millijoules(before), estimates.millijoules(after)
+            once = min(before.visits, after.visits) < 2
+            but = "; the interval of a single visit holds no change between visits" if once else ""
+            yield from self._ratio("energy per sample", *values, unit="mJ", headline=True, but=but)
 
     def _memory(self) -> Iterator[Change]:
         if self._before.memory is None or self._after.memory is None:
@@ -127,18 +128,27 @@ class RowChanges:
         )  # fmt: skip
 
     def _ratio(
-        self, figure: str, before: Estimate, after: Estimate, *, unit: str, headline: bool = False, exact: bool = False
+        self,
+        figure: str,
+        before: Estimate,
+        after: Estimate,
+        *,
+        unit: str,
+        headline: bool = False,
+        exact: bool = False,
+        but: str = "",
     ) -> Iterator[Change]:
         """Yield the change of a figure of which less is better, if both values are positive.
 
         Args:
             exact: the figure is counted, not measured.
+            but: what the intervals leave out.
         """
         values = before.value, after.value
         if min(values) > 0:
             yield self._change(
                 figure, values, estimates.ratio(before, after), kind="ratio", unit=unit, exact=exact, headline=headline,
-                by="the ratio of independent estimates, by their logarithms (MOVER)", higher_is_better=False,
+                by=f"the ratio of independent estimates, by their logarithms (MOVER){but}", higher_is_better=False,
             )  # fmt: skip
 
     def _change(
@@ -191,12 +201,3 @@ def _higher_is_better(task: str, metric: str) -> bool | None:
 def _baseline(report: Report) -> Row | None:
     row = report.row(report.baseline)
     return row if row is not None and row.metrics is not None else None
-
-
-def _millijoules(energy: Energy) -> Estimate:
-    """Return the energy per sample in mJ. Its interval is that of the power: the time per sample has none."""
-    value = energy.joules_per_sample * 1e3
-    if energy.watts_low is None or energy.watts_high is None or energy.watts <= 0:
-        return Estimate(value)
-    low, high = (value * watts / energy.watts for watts in (energy.watts_low, energy.watts_high))
-    return Estimate(value, Interval(low=low, high=high))

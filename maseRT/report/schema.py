@@ -103,7 +103,14 @@ class Timing(Part):
 
 
 class Energy(Part):
-    """The energy per sample in steady state; see `maseRT.energy.Energy`."""
+    """The energy per sample in steady state; see `maseRT.energy.Energy`.
+
+    Attributes:
+        joules_per_sample: `watts` x `seconds` / `samples`; its 95 % interval is `joules_low` to `joules_high`.
+        net_joules_per_sample: the same of the power above `idle_watts`.
+        visits: how many times the row was measured, in turns with the others; the intervals are over them. Older
+            reports have one visit, and an interval of the power alone, within it.
+    """
 
     source: str
     device: str
@@ -116,6 +123,13 @@ class Energy(Part):
     idle_watts: float
     joules_per_sample: float
     net_joules_per_sample: float
+    visits: Count = 1
+    idle_watts_low: float | None = None
+    idle_watts_high: float | None = None
+    joules_low: float | None = None
+    joules_high: float | None = None
+    net_joules_low: float | None = None
+    net_joules_high: float | None = None
 
 
 class Memory(Part):

@@ -1,4 +1,4 @@
-"""Measures the open rows of a report: speed in turns, then energy and memory, one row after the other."""
+"""Measures the open rows of a report: speed and energy in turns, then memory and kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maseRT.progress import Reporter
 from maseRT.steps.answers import most
 from maseRT.steps.resume import Finished
 from maseRT.workers.protocol import Worker
-from maseRT.workers.schedule import RowTimes, idle_power, measure_rows
+from maseRT.workers.schedule import RowTimes, measure_energies, measure_rows
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,5 @@ def _energy(
         for row in measured.values():
             row.energy = "[analyze] energy = false"
         return
-    with reporter.spinner("power without work"):
-        idle = {device: idle_power(device) for device in dict.fromkeys(devices.values())}
-    for name, worker in reporter.track(list(workers.items()), description="energy", total=len(workers), unit="row"):
-        measured[name].energy = worker.energy(idle[devices[name]])
+    for name, energy in measure_energies(workers, devices, track=partial(reporter.track, unit="visit")).items():
+        measured[name].energy = energy

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from maseRT.closing import Closing
-from maseRT.energy import STEADY_SECONDS, Energy, Power, measure_energy, open_meter
+from maseRT.energy import VISIT_SECONDS, Visit, measure_energy, open_meter
 from maseRT.errors import MaseRTError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus
 from maseRT.nvml import GpuState, NvmlGpu, open_gpu, typical_state
@@ -147,18 +147,16 @@ class LocalWorker(Closing):
         return times
 
     @_telling
-    def energy(self, idle: Power | None, *, seconds: float = STEADY_SECONDS) -> Energy | str:
-        """Return the energy of the bound batch's inference, or why it cannot be measured."""
+    def energy(self, *, seconds: float = VISIT_SECONDS) -> Visit | str:
+        """Return the power of inferring the bound batch, or why it cannot be measured."""
         feed = self._bound_feed()
         with open_meter(self._device) as meter:
             if isinstance(meter, str):
                 return meter
-            if idle is None:
-                return "the power without work is not known"
             bound = self._live().bind(feed)
             batch = len(next(iter(feed.values())))
             try:
-                return measure_energy(bound.repeat, meter, idle, batch=batch, seconds=seconds)
+                return measure_energy(bound.repeat, meter, batch=batch, seconds=seconds)
             except StepError as error:
                 return error.what
             finally:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
 from maseRT.closing import Closing
-from maseRT.energy import STEADY_SECONDS, Energy, Power
+from maseRT.energy import VISIT_SECONDS, Visit
 from maseRT.errors import MissingError, StepError
 from maseRT.nvml import GpuState
 from maseRT.runtimes.device_times import DeviceTimes
@@ -103,10 +103,10 @@ class ProcessWorker(Closing):
         times: DeviceTimes | None = self._ask("device_times", count)
         return times
 
-    def energy(self, idle: Power | None, *, seconds: float = STEADY_SECONDS) -> Energy | str:
-        """Return the energy of the bound batch's inference, or why it cannot be measured."""
-        energy: Energy | str = self._ask("energy", idle, seconds=seconds)
-        return energy
+    def energy(self, *, seconds: float = VISIT_SECONDS) -> Visit | str:
+        """Return the power of inferring the bound batch, or why it cannot be measured."""
+        visit: Visit | str = self._ask("energy", seconds=seconds)
+        return visit
 
     def memory(self) -> tuple[float | None, float | None]:
         """Return the most host and device memory that opening and inferring took, in MiB."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 
 import numpy.typing as npt
 
-from maseRT.energy import STEADY_SECONDS, Energy, Power
+from maseRT.energy import VISIT_SECONDS, Visit
 from maseRT.nvml import GpuState
 from maseRT.runtimes.base import Session
 from maseRT.runtimes.device_times import DeviceTimes
@@ -73,13 +73,8 @@ class Worker(Protocol):
         None where the runtime has none.
         """
 
-    def energy(self, idle: Power | None, *, seconds: float = STEADY_SECONDS) -> Energy | str:
-        """Return the energy of the bound batch's inference over `seconds`, or why it cannot be measured.
-
-        Args:
-            idle: from `maseRT.workers.schedule.idle_power`; None where that failed.
-            seconds: of steady work.
-        """
+    def energy(self, *, seconds: float = VISIT_SECONDS) -> Visit | str:
+        """Return the power of inferring the bound batch over `seconds` of steady work, or why it cannot be measured."""
 
     def memory(self) -> tuple[float | None, float | None]:
         """Return the most host and device memory in MiB that opening and inferring took; None where not told.

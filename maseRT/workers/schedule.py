@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
-from maseRT.energy import STEADY_SECONDS, Power, measure_idle, open_meter
+from maseRT.energy import (
+    IDLE_SECONDS,
+    VISIT_SECONDS,
+    VISITS,
+    Energy,
+    Power,
+    Visit,
+    energy_of,
+    measure_idle,
+    open_meter,
+)
 from maseRT.errors import StepError
 from maseRT.nvml import GpuState
 from maseRT.progress import Silent
@@ -24,6 +34,9 @@ SPREAD = 20
 _PILOT_CALLS = 3
 _MOST_CALLS = 1000
 """Of one row in one round: more would sharpen no figure."""
+
+_REST_SECONDS = 0.5
+"""After work: a device's power falls within milliseconds, and the counter tells it later."""
 
 
 class Track(Protocol):
@@ -110,8 +123,66 @@ def calls_per_round(call_ms: float, iterations: int, seconds: float, rounds: int
     return max(1, math.ceil(iterations / rounds), for_seconds)
 
 
-def idle_power(device: str, *, seconds: float = STEADY_SECONDS) -> Power | None:
-    """Return a device's power while all workers sleep; None where it has no meter: `Worker.energy` says why.
+def measure_energies(
+    workers: Mapping[str, Worker],
+    devices: Mapping[str, str],
+    *,
+    visits: int = VISITS,
+    seconds: float = VISIT_SECONDS,
+    idle_seconds: float = IDLE_SECONDS,
+    track: Track | None = None,
+) -> dict[str, Energy | str]:
+    """Measure the energy of the bound batch on all rows in turns, as `measure_rows` does: A B C, C B A, A B C, ...
+
+    The power without work is measured before the first visits, after each row had one, and after the last, so that a
+    device that warms up is seen with and without work.
+
+    Args:
+        workers: open, with a bound batch, by row.
+        devices: of each row, "cpu" or "cuda:N".
+        visits: to each row.
+        seconds: of steady work in each visit.
+        idle_seconds: of each look at a device without work.
+        track: shows how many visits are done.
+
+    Returns:
+        The energy of each row, or why it is not known.
+
+    Raises:
+        MaseRTError: a row failed; `where` names it.
+    """
+    names = list(workers)
+    idle: dict[str, list[Power]] = {devices[name]: [] for name in names}
+    found: dict[str, list[Visit]] = {name: [] for name in names}
+    why: dict[str, str] = {}
+
+    def rest() -> None:
+        for device, powers in idle.items():
+            rows = [name for name in names if devices[name] == device and name not in why]
+            power = idle_power(device, seconds=idle_seconds) if rows else ""
+            if isinstance(power, str):
+                why.update(dict.fromkeys(rows, power))
+            else:
+                powers.append(power)
+
+    total = visits * len(names)
+    for turn in (track or Silent().track)(range(total), description="energy", total=total):
+        visit, place = divmod(turn, len(names))
+        if place == 0:
+            rest()
+        name = names[-1 - place] if visit % 2 else names[place]
+        if name not in why:
+            told = workers[name].energy(seconds=seconds)
+            if isinstance(told, str):
+                why[name] = told
+            else:
+                found[name].append(told)
+    rest()
+    return {name: why[name] if name in why else energy_of(found[name], idle[devices[name]]) for name in names}
+
+
+def idle_power(device: str, *, seconds: float = IDLE_SECONDS) -> Power | str:
+    """Return a device's power while all workers sleep, a moment after they worked; or why it is not known.
 
     Args:
         device: "cpu" or "cuda:N".
@@ -119,8 +190,9 @@ def idle_power(device: str, *, seconds: float = STEADY_SECONDS) -> Power | None:
     """
     with open_meter(device) as meter:
         if isinstance(meter, str):
-            return None
+            return meter
+        time.sleep(_REST_SECONDS)
         try:
             return measure_idle(meter, seconds=seconds)
-        except StepError:  # a counter that stands still
-            return None
+        except StepError as error:  # a counter that stands still
+            return f"the power without work is not known: {error.what}"

@@ -20,7 +20,7 @@ from gpu_bench.jobs import FREE, Job, Options
 from gpu_bench.prepare import float_model, open_run
 from maseRT.agreement import agreement
 from maseRT.blame.compare import blame
-from maseRT.energy import measure_energy, measure_idle, open_meter
+from maseRT.energy import VISITS, Meter, Power, Visit, energy_of, measure_energy, measure_idle, open_meter
 from maseRT.errors import MaseRTError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
 from maseRT.measure import bound_times, wall_times_ms
@@ -50,6 +50,7 @@ class Row:
         inputs: makes the fed tensor of the float32 batch.
         benchmark: let cuDNN time its algorithms.
         energy: measure that, too.
+        why: its energy is not known.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Row:
     times_ms: list[float] = field(default_factory=list)
     timed_by: str = ""
     waited: int = 0
+    visits: list[Visit] = field(default_factory=list)
+    why: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
 
@@ -395,45 +398,58 @@ def blamed(engines: dict[str, Workspace], layers: dict[str, dict[str, float]]) -
 
 
 def measure_energies(job: Job, options: Options, rows: list[Row], result: dict[str, Any]) -> None:
-    """Read the energy counter during seconds of each row, and before, without work."""
+    """Read the energy counter during visits to each row, in turns, and without work before, between and after them."""
     with open_meter("cpu" if options.dry_run else "cuda:0") as meter:
         if isinstance(meter, str):
             result["energy"] = f"not measured: {meter}"
             return
-        time.sleep(2)
-        idle = measure_idle(meter)
-        result["energy"] = {"source": meter.source, "device": meter.device, "idle_watts": idle.watts}
-        for row in rows:
-            if not row.energy:
-                continue
+        metered = [row for row in rows if row.energy]
+        idle = [rested(meter, seconds=2)]
+        for turn in range(VISITS):
             if options.deadline < time.time():
-                row.result["energy"] = "not measured: out of time"
-                continue
-            with cudnn_benchmark(row.benchmark):
-                try:
-                    row.result["energy"] = measure_energy(row.bound.repeat, meter, idle, batch=job.batch).as_dict()
-                except MaseRTError as error:
-                    row.result["energy"] = f"not measured: {error.what}"
+                break
+            for row in reversed(metered) if turn % 2 else metered:
+                visit(row, meter, batch=job.batch)
+            idle.append(rested(meter))
+    for row in metered:
+        if not row.why:
+            row.why = "" if row.visits else "not measured: out of time"
+        row.result["energy"] = row.why or energy_of(row.visits, idle).as_dict()
+    idle_watts = float(np.mean([power.watts for power in idle]))
+    result["energy"] = {"source": meter.source, "device": meter.device, "idle_watts": idle_watts}
     result["energy_ratios"] = energy_ratios(rows)
 
 
+def rested(meter: Meter, *, seconds: float = 0.5) -> Power:
+    """Return the power without work, a moment after the last."""
+    time.sleep(seconds)
+    return measure_idle(meter)
+
+
+def visit(row: Row, meter: Meter, *, batch: int) -> None:
+    """Let a row work for a while, unless it could not before."""
+    if row.why:
+        return
+    with cudnn_benchmark(row.benchmark):
+        try:
+            row.visits.append(measure_energy(row.bound.repeat, meter, batch=batch))
+        except MaseRTError as error:
+            row.why = f"not measured: {error.what}"
+
+
 def energy_ratios(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Return how many times less net energy per sample the INT8 engine takes, intervals from those of the watts."""
+    """Return how many times less net energy per sample the INT8 engine takes, with intervals from the two rows' own."""
     energies = {row.name: row.result["energy"] for row in rows if isinstance(row.result.get("energy"), dict)}
     mine = energies.get("tensorrt int8")
     if mine is None:
         return {}
     found = {}
     for name, other in energies.items():
-        if other is mine or None in (mine["watts_high"], other["watts_low"]):
+        if other is mine or other["net_joules_low"] is None or (mine["net_joules_low"] or 0.0) <= 0:
             continue
-        low = net(other, "watts_low") / net(mine, "watts_high")
-        high = net(other, "watts_high") / net(mine, "watts_low")
+        low = other["net_joules_low"] / mine["net_joules_high"]
+        high = other["net_joules_high"] / mine["net_joules_low"]
         ratio = other["net_joules_per_sample"] / mine["net_joules_per_sample"]
         gross = other["joules_per_sample"] / mine["joules_per_sample"]
         found[f"tensorrt int8 vs {name}"] = {"ratio": ratio, "low": low, "high": high, "gross_ratio": gross}
     return found
-
-
-def net(energy: dict[str, Any], watts: str) -> float:
-    return (energy[watts] - energy["idle_watts"]) * energy["seconds"] / energy["samples"]

@@ -26,9 +26,9 @@ inferences queued one behind another, in a stream that the session owns (a row t
 the wall time of one inference that is waited for, *end to end* that with copies from and to host memory. The GPU of a
 launch-bound row waits for the host: its device time is that of launching.
 Engines come from `masert quantize`, `calibrate`, `export` and `build-engine` (`float = "fp16"`, a profile of this one
-batch size); the CUDA graph is on unless said. TF32 is on for FP32 rows. Energy is the GPU's own counter over at least
-3 s of steady state, less what it takes idle. The error is the SQNR of the logits against float64. Weights are random
-with settled BatchNorm statistics."""
+batch size); the CUDA graph is on unless said. TF32 is on for FP32 rows. Energy is the GPU's own counter over four
+visits of a second of steady state to each row, in turns, less what it takes idle before, between and after them. The
+error is the SQNR of the logits against float64. Weights are random with settled BatchNorm statistics."""
 
 
 def update_docs(path: Path, results: dict[str, Any]) -> None:

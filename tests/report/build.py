@@ -68,12 +68,15 @@ def timing(mean_ms: float, base: dict[str, Any] | None, *, seed: int, batch: int
 
 def energy(mean_ms: float, *, watts: float, batch: int = BATCH) -> dict[str, Any]:
     """Return an energy: power times time, over the samples."""
-    seconds = 3.01
+    seconds = 4.01
     samples = round(seconds / (mean_ms / 1000)) * batch
+    joules, net = watts * seconds / samples, (watts - 20.0) * seconds / samples
     return {
         "source": "RAPL package counters", "device": "1 CPU package", "batch": batch, "seconds": seconds,
         "samples": samples, "watts": watts, "watts_low": watts * 0.97, "watts_high": watts * 1.03, "idle_watts": 20.0,
-        "joules_per_sample": watts * seconds / samples, "net_joules_per_sample": (watts - 20.0) * seconds / samples,
+        "joules_per_sample": joules, "net_joules_per_sample": net, "visits": 4, "idle_watts_low": 19.5,
+        "idle_watts_high": 20.5, "joules_low": joules * 0.97, "joules_high": joules * 1.03,
+        "net_joules_low": net * 0.96, "net_joules_high": net * 1.04,
     }  # fmt: skip
 
 

@@ -74,11 +74,10 @@ def energy_of_another_time(factor: float):
 
     def spoil(raw):
         energy = row(raw, "onnxruntime-qdq")["energy"]
-        energy["samples"] = round(energy["samples"] / factor)
-        for name in ("joules_per_sample", "net_joules_per_sample"):
-            energy[name] = (energy["watts"] - energy["idle_watts"] * name.startswith("net")) * (
-                energy["seconds"] / energy["samples"]
-            )
+        before, energy["samples"] = energy["samples"], round(energy["samples"] / factor)
+        for name in energy:
+            if "joules" in name:
+                energy[name] *= before / energy["samples"]
 
     return spoil
 
@@ -124,6 +123,26 @@ def device_time_above_end_to_end(raw):
     for figure in ("mean_ms", "p50_ms", "p90_ms", "p99_ms"):
         timing["device"][figure] *= 2
     timing["device"]["intervals"] = {}
+
+
+NEWER = (
+    "visits",
+    "idle_watts_low",
+    "idle_watts_high",
+    "joules_low",
+    "joules_high",
+    "net_joules_low",
+    "net_joules_high",
+)
+
+
+def older_energy(raw):
+    """Energy of one visit, with an interval of its power alone, within which energy was power times time."""
+    for each in raw["rows"]:
+        if "energy" in each:
+            each["energy"] = {name: value for name, value in each["energy"].items() if name not in NEWER}
+            each["energy"]["joules_per_sample"] *= 1.01
+            each["energy"]["net_joules_per_sample"] *= 1.01
 
 
 def launch_bound(raw, waited=0.9):
@@ -200,6 +219,14 @@ ERRORS = {
     "energy twice power times time": ("energy", "onnxruntime-qdq", energy_off(2)),
     "energy a fifth of power times time": ("energy", "onnxruntime-qdq", energy_off(1 / 5)),
     "energy a little off": ("energy", "onnxruntime-qdq", energy_off(1.05)),
+    "energy a little off, with an interval that would hide it": (
+        "energy",
+        "onnxruntime-qdq",
+        lambda raw: (
+            energy_off(1.01)(raw),
+            row(raw, "onnxruntime-qdq")["energy"].update(watts_low=1.0, watts_high=999.0),
+        ),
+    ),
     "energy by the latency of something twice as fast": (
         "steady-time",
         "onnxruntime-qdq",
@@ -349,6 +376,21 @@ ERRORS = {
         "onnxruntime-qdq",
         scale_in("onnxruntime-qdq", "energy", "watts_low", by=1.1),
     ),
+    "an interval beside its idle power": (
+        "intervals",
+        "onnxruntime-qdq",
+        scale_in("onnxruntime-qdq", "energy", "idle_watts_high", by=0.9),
+    ),
+    "an interval beside its energy": (
+        "intervals",
+        "onnxruntime-qdq",
+        scale_in("onnxruntime-qdq", "energy", "joules_low", by=1.1),
+    ),
+    "an interval beside its net energy": (
+        "intervals",
+        "onnxruntime-qdq",
+        scale_in("onnxruntime-qdq", "energy", "net_joules_high", by=0.9),
+    ),
     "an interval upside down": (
         "intervals",
         "onnxruntime-qdq",
@@ -491,6 +533,7 @@ HARMLESS = {
     ],
     "a device that waited for the host": after(launch_bound, device_time_above_end_to_end),
     "a host that launches faster for seconds": after(launch_bound, energy_of_another_time(1 / 2)),
+    "energy of an older report": older_energy,
     "energy without an interval": lambda raw: row(raw, "torch-fp32")["energy"].update(watts_low=None, watts_high=None),
     "a second GPU's row": lambda raw: row(raw, "onnxruntime-qdq")["gpu"].update(memory_clock_mhz=None),
 }

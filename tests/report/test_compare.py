@@ -107,6 +107,32 @@ def test_a_launch_bound_time_is_called_so():
     assert change_of(found, "p50 on the device at batch 64").verdict == "significant"
 
 
+def more_energy(factor, *, older=False):
+    def spoil(raw):
+        used = row(raw, ROW)["energy"]
+        for name in used:
+            if "joules" in name or name.startswith("watts"):
+                used[name] *= factor
+        if older:
+            used |= {"visits": 1, "joules_low": None, "joules_high": None}
+
+    return report(spoil=spoil)
+
+
+def test_energy_is_compared_by_the_intervals_over_the_visits():
+    figure = "energy per sample"
+    assert change_of(compared(report(), more_energy(1.03)), figure).verdict == "noise"
+    change = change_of(compared(report(), more_energy(1.06)), figure)
+    assert (change.verdict, change.better) == ("significant", False)
+    assert "visit" not in change.by
+
+
+def test_energy_of_an_older_report_is_compared_and_the_interval_called_what_it_is():
+    change = change_of(compared(more_energy(1.0, older=True), more_energy(1.06)), "energy per sample")
+    assert change.verdict == "significant"
+    assert "the interval of a single visit holds no change between visits" in change.by
+
+
 def test_figures_without_an_interval_are_not_judged():
     changed = spoiled("metrics", "loss", to=0.7)
     assert change_of(compared(report(), changed), "loss").verdict == "not judged"

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from build import energy
 
-from maseRT.report.estimates import Estimate, difference, ratio, share
-from maseRT.report.schema import Interval
+from maseRT.report.estimates import Estimate, difference, millijoules, ratio, share
+from maseRT.report.schema import Energy, Interval
 
 
 def test_newcombes_interval_is_that_of_his_paper():
@@ -25,6 +26,16 @@ def test_estimates_without_intervals_have_a_difference_without_one():
     sound = Estimate(3.0, Interval(low=2, high=4))
     assert ratio(Estimate(2.0, Interval(low=0, high=4)), sound).interval is None
     assert ratio(Estimate(2.0, Interval(low=1, high=-4)), sound).interval is None
+
+
+def test_millijoules_have_the_interval_over_the_visits_or_that_of_an_older_report():
+    raw = energy(1.5, watts=60.0)
+    found = millijoules(Energy.model_validate(raw))
+    assert found.value == raw["joules_per_sample"] * 1e3
+    assert found.interval == Interval(low=raw["joules_low"] * 1e3, high=raw["joules_high"] * 1e3)
+    older = Energy.model_validate(raw | {"joules_low": None, "joules_high": None, "visits": 1, "watts_high": 66.0})
+    assert millijoules(older).interval.high == pytest.approx(found.value * 1.1)
+    assert millijoules(older.model_copy(update={"watts_low": None})) == Estimate(found.value)
 
 
 def test_the_intervals_cover_the_truth_in_19_of_20_pairs():

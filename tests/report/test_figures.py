@@ -47,7 +47,9 @@ def test_the_trade_off_has_a_point_for_every_timed_row():
     timing = report.timing("tensorrt-int8", 64)
     assert points["tensorrt-int8"]["x"] == [timing.end_to_end.p50_ms]
     assert points["tensorrt-int8"]["y"] == [100 * report.row("tensorrt-int8").metrics.values["accuracy"]]
-    assert [trace["x"] for trace in energy.data if trace["name"] == "tensorrt-int8"] == [[pytest.approx(2.251)]]
+    (engine,) = (trace for trace in energy.data if trace["name"] == "tensorrt-int8")
+    assert engine["x"] == [pytest.approx(2.251)]
+    assert engine["error_x"]["array"] == [pytest.approx(2.251 * 0.02)]
 
 
 def test_the_front_holds_what_nothing_beats_in_both():

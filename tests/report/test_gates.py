@@ -65,6 +65,16 @@ def test_a_limit_is_held_against_the_figure(limit):
     assert not gate_of(found, **limits(value * failing)).passed
 
 
+def test_an_energy_whose_interval_reaches_over_the_limit_passes_and_says_so():
+    found = report()
+    millijoules = value_of(found, "energy", "joules_per_sample") * 1e3
+    assert "the interval reaches over the limit" in gate_of(found, max_energy_mj=millijoules * 1.02).got
+    gate = gate_of(found, max_energy_mj=millijoules * 1.04)
+    assert gate.passed
+    assert "limit" not in gate.got
+    assert f"(95 % {millijoules * 0.97:.4g} to {millijoules * 1.03:.4g})" in gate.got
+
+
 def spoiled(**values: Any) -> Report:
     return report(spoil=lambda raw: row(raw, RESULT).update(values))
 

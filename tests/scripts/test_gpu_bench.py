@@ -1,15 +1,24 @@
 """What the GPU benchmark says about its results."""
 
+import math
 import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
+from gpu_bench import measure
+from gpu_bench.jobs import Job
 from gpu_bench.measure import blamed
 from gpu_bench.report import section
 
+from maseRT import energy
 from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict
 from maseRT.workspace import Workspace, write_json
 
@@ -49,6 +58,66 @@ def test_a_faster_one_is_not(blame):
 
 def test_without_an_engine_there_is_nobody_to_blame():
     assert blamed({}, {"tensorrt int8": {"k": 1.0}}) == {}
+
+
+class Clockwork:
+    """A meter of a device that takes 5 W, and so many joules more for every inference."""
+
+    source, device = "clockwork", "a device"
+
+    def __init__(self):
+        self.extra, self.worked = 0.0, []
+
+    def joules(self):
+        return 5.0 * time.perf_counter() + self.extra
+
+    def bound(self, name, joules):
+        def repeat(count):
+            for _ in range(count):
+                time.sleep(0.002)
+                self.extra += joules
+            self.worked.append(name)
+
+        return SimpleNamespace(repeat=repeat)
+
+
+@pytest.fixture
+def clockwork(monkeypatch):
+    meter = Clockwork()
+    monkeypatch.setattr(measure, "open_meter", contextmanager(lambda device: iter([meter])))
+    monkeypatch.setattr(measure, "measure_idle", partial(energy.measure_idle, seconds=0.1))
+    monkeypatch.setattr(measure, "measure_energy", partial(energy.measure_energy, seconds=0.1))
+    monkeypatch.setattr(energy, "_WARMUP_SECONDS", 0.0)
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
+    return meter
+
+
+def metered(meter, **joules):
+    return [
+        measure.Row(name.replace("_", " "), None, bound=meter.bound(name, each), energy=each > 0)
+        for name, each in joules.items()
+    ]
+
+
+def test_energy_is_of_visits_in_turns(clockwork):
+    rows = metered(clockwork, tensorrt_int8=0.1, torch_fp32_eager=0.3, unmetered=0.0)
+    result = {}
+    measure.measure_energies(Job("vgg7", 8), SimpleNamespace(dry_run=True, deadline=math.inf), rows, result)
+    turns = [name for name, _ in groupby(clockwork.worked)]
+    assert turns == ["tensorrt_int8", "torch_fp32_eager", "tensorrt_int8", "torch_fp32_eager", "tensorrt_int8"]
+    assert [row.result.get("energy", {}).get("visits") for row in rows] == [4, 4, None]
+    assert result["energy"]["idle_watts"] == pytest.approx(5, rel=0.5)
+    (ratio,) = result["energy_ratios"].values()
+    assert ratio["low"] < ratio["ratio"] < ratio["high"]
+    assert ratio["ratio"] == pytest.approx(3, rel=0.5)
+
+
+def test_without_time_there_is_no_energy(clockwork):
+    rows = metered(clockwork, tensorrt_int8=0.1)
+    result = {}
+    measure.measure_energies(Job("vgg7", 8), SimpleNamespace(dry_run=True, deadline=0.0), rows, result)
+    assert rows[0].result["energy"] == "not measured: out of time"
+    assert result["energy_ratios"] == {}
 
 
 def test_a_row_without_events_says_so():

@@ -27,7 +27,10 @@ _HARMLESS = frozenset(("application clocks", "display clocks", "sync boost"))
 
 
 def power_times_time(report: Report) -> Iterator[Told]:
-    """Energy is power times time: joules per sample x samples = watts x seconds, within the power's interval."""
+    """Energy is power times time: joules per sample x samples = watts x seconds.
+
+    Of several visits all four are sums or follow from them; of one, it holds within the power's interval.
+    """
     for row, energy in _energies(report):
         if energy.seconds <= 0 or energy.samples <= 0:
             yield error(f"energy of {energy.samples} samples in {energy.seconds:g} s", row.name)
@@ -47,6 +50,8 @@ def power_times_time(report: Report) -> Iterator[Told]:
 
 def _bounds(energy: Energy) -> tuple[float, float]:
     slack = ROUNDED * abs(energy.watts)
+    if energy.visits > 1:
+        return energy.watts - slack, energy.watts + slack
     low = energy.watts if energy.watts_low is None else min(energy.watts_low, energy.watts)
     high = energy.watts if energy.watts_high is None else max(energy.watts_high, energy.watts)
     return low - slack, high + slack

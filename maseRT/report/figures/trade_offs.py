@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maseRT.report.estimates import millijoules
 from maseRT.report.figures.figure import Figure, Trace
 from maseRT.report.figures.metric import metric_axis, metric_heading, scaled
 from maseRT.report.figures.style import SYMBOLS, axis, escaped, layout, level_of
@@ -45,7 +46,8 @@ def trade_offs(report: Report) -> list[Figure]:
             if timing.end_to_end.p50_ms
         ),
     )
-    energies = _points(report.task, ((row, 1e3 * used.joules_per_sample, None) for row, used in metered))
+    spent = [(row, millijoules(used)) for row, used in metered]
+    energies = _points(report.task, ((row, used.value, used.interval) for row, used in spent))
     figures = []
     if len(timed) > 1 and latencies:
         title = f"median of one call at batch {batch}, ms"
