@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maseRT.report.schema import Method, Report, Timing
-from maseRT.report.wording import count, duration
+from maseRT.report.schema import Energy, Interval, Method, Report, Row, Timing
+from maseRT.report.wording import count, duration, measured
 
 Facts = list[tuple[str, str]]
 
@@ -69,10 +69,10 @@ def differing_method(report: Report) -> list[tuple[str, Facts]]:
 
 
 def _methods(report: Report) -> dict[str, dict[str, str]]:
-    return {row.name: _facts(row.method, row.timings) for row in report.rows if row.method is not None}
+    return {row.name: _facts(row, row.method) for row in report.rows if row.method is not None}
 
 
-def _facts(method: Method, timings: Sequence[Timing]) -> dict[str, str]:
+def _facts(row: Row, method: Method) -> dict[str, str]:
     graph = {None: "", True: "replayed", False: "not used"}[method.cuda_graph]
     facts = {
         "device": method.device,
@@ -82,7 +82,8 @@ def _facts(method: Method, timings: Sequence[Timing]) -> dict[str, str]:
         "warm-up": count(method.warmup, "call"),
         "timed": f"{count(method.iterations, 'call')} in {count(method.rounds, 'round')}" if method.iterations else "",
         "transfers": method.transfers,
-        "device time": _device_time(timings),
+        "device time": _device_time(row.timings),
+        "energy": _energy(row.energy) if row.energy is not None else "",
         "CUDA graph": graph,
         "process": "of its own, rows in turns" if method.isolated else "shared by all rows",
         "versions": ", ".join(f"{name} {version}" for name, version in method.versions.items()),
@@ -99,6 +100,14 @@ def _device_time(timings: Sequence[Timing]) -> str:
     bound = ", ".join(str(batch) for batch, latency in found if latency.launch_bound)
     waits = f"; launch-bound at batch {bound}: the device waits for the host, its own time is less" if bound else ""
     return f"{clocks}, calls queued one behind another{waits}"
+
+
+def _energy(energy: Energy) -> str:
+    """Return what counted energy, how often, and what the device takes without work."""
+    ends = energy.idle_watts_low, energy.idle_watts_high
+    interval = Interval(low=ends[0], high=ends[1]) if ends[0] is not None and ends[1] is not None else None
+    visits = f"{energy.visits} visits in turns" if energy.visits > 1 else "one visit"
+    return f"{energy.source}, {visits}; {measured(energy.idle_watts, interval, 'W')} without work"
 
 
 def config_values(config: Mapping[str, Any]) -> list[Values]:

@@ -157,15 +157,16 @@ class TorchBound:
         with torch.cuda.device(self._device):
             origin, *others = _events(2 * iterations + 1)
             pairs = list(zip(others[::2], others[1::2], strict=True))
+            stream = torch.cuda.current_stream()  # looked up once: an event would each time
             torch.cuda.synchronize()  # so that the origin is recorded at once
-            origin.record()
+            origin.record(stream)
             origin_ns = clock_ns()
             run(tensor)
             queued_ns = [clock_ns()]
             for start, end in pairs:
-                start.record()
+                start.record(stream)
                 run(tensor)
-                end.record()
+                end.record(stream)
                 queued_ns.append(clock_ns())
             torch.cuda.synchronize()
         return DeviceTimes.of(

@@ -75,7 +75,7 @@ class Event:
     def __init__(self, *, enable_timing):
         assert enable_timing
 
-    def record(self):
+    def record(self, stream=None):
         self.ms = self.timeline.record()
 
     def elapsed_time(self, end):
@@ -97,6 +97,7 @@ def timed(request, monkeypatch):
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "device", nullcontext)
         monkeypatch.setattr(torch.cuda, "synchronize", timeline.wait)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: 7)
         session = SimpleNamespace(_run=lambda tensor: [timeline.queue(*each) for each in kernels])
         return TorchBound(session, None, "cuda:0").device_times(iterations)
 

@@ -1,9 +1,18 @@
 """analyze: one evaluation for all rows, whatever process they run in; the report; gates judged without measuring."""
 
+import time
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 
+from maseRT import energy
 from maseRT.checkpoints import load_tensors, save_tensors
 from maseRT.report.files import load_report
+from maseRT.steps import measuring
+from maseRT.workers import local, schedule
+from maseRT.workers.schedule import measure_energies
 
 DROP = "gate.max_accuracy_drop=0.1"
 IMPOSSIBLE = "gate.max_latency_ms=1e-6"
@@ -70,6 +79,26 @@ def test_new_gates_judge_the_old_measurement(finished):
     assert report.config["gate"] == {"max_accuracy_drop": 0.1, "max_latency_ms": 1e-6}
     assert "max_latency_ms" in finished.workspace.report_markdown.read_text()
     assert finished.single("analyze", DROP, IMPOSSIBLE).status == "cached"
+
+
+def test_energy_is_of_visits_to_each_row_and_the_audit_agrees(finished, monkeypatch):
+    meter = SimpleNamespace(source="a counter", device="a CPU", joules=lambda: 20.0 * time.perf_counter())
+    for module in (local, schedule):
+        monkeypatch.setattr(module, "open_meter", contextmanager(lambda device: iter([meter])))
+    monkeypatch.setattr(schedule, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(energy, "_WARMUP_SECONDS", 0.0)
+    short = partial(measure_energies, visits=2, seconds=0.1, idle_seconds=0.1)
+    monkeypatch.setattr(measuring, "measure_energies", short)
+    finished.single("analyze", "analyze.isolate=false", force=True)
+    report = _report(finished)
+    timed = [row for row in report.rows if row.timings]
+    assert timed
+    for row in timed:
+        assert (row.energy.source, row.energy.visits, row.energy_note) == ("a counter", 2, "")
+        assert row.energy.joules_low <= row.energy.joules_per_sample <= row.energy.joules_high
+    told = {finding.check for finding in report.findings if finding.severity == "error"}
+    assert not told & {"energy", "intervals", "wall-clock"}
+    assert "a counter, 2 visits in turns" in finished.workspace.report_markdown.read_text()
 
 
 def test_a_broken_range_is_found_by_the_ladder(finished):
