@@ -99,7 +99,7 @@ def _device_time(timings: Sequence[Timing]) -> str:
     clocks = ", ".join(dict.fromkeys(latency.clock for _, latency in found))
     bound = ", ".join(str(batch) for batch, latency in found if latency.launch_bound)
     waits = f"; launch-bound at batch {bound}: the device waits for the host, its own time is less" if bound else ""
-    return f"{clocks}, calls queued one behind another{waits}"
+    return f"by {clocks}, calls queued one behind another{waits}"
 
 
 def _energy(energy: Energy) -> str:
