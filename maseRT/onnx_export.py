@@ -221,7 +221,7 @@ def _convert(program: ExportedProgram, opset: int) -> onnx.ModelProto:
             opset_version=opset,
             dynamo=True,
             verbose=False,
-            custom_translation_table=translations(),
+            custom_translation_table=translations(program),
         )
     except Exception as error:
         raise _convert_error(error, program) from error

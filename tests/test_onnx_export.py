@@ -291,6 +291,22 @@ def test_a_float_lstm_with_projections_gives_what_torch_gives(bidirectional: boo
     assert "forward" not in vars(lstm)
 
 
+@pytest.mark.parametrize(("sizes", "pools"), [((4, 2), 2), ((4, 3), 0)])
+def test_adaptive_average_pools_are_average_pools_in_their_own_type_where_they_divide(
+    sizes: tuple[int, ...], pools: int, tmp_path: Path
+) -> None:
+    layers = (nn.Conv2d(2, 3, 3, padding=1), *map(nn.AdaptiveAvgPool2d, sizes))
+    model = nn.Sequential(*layers).eval()
+    x = torch.randn(3, 2, 8, 8)
+    export_onnx(model, x, tmp_path / "m.onnx", opset=20)
+    assert np.allclose(ort_run(tmp_path / "m.onnx", x), model(x).detach(), atol=1e-6)
+    export_onnx(model.half(), x.half(), tmp_path / "half.onnx", opset=20)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "half.onnx")).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    found = [types[node.output[0]] for node in graph.node if node.op_type == "AveragePool"]
+    assert found.count(onnx.TensorProto.FLOAT16) == pools
+
+
 def test_rrelu_gives_what_torch_gives_in_eval_mode(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.RReLU(0.1, 0.5)).eval()
     x = torch.randn(4, 6)

@@ -82,7 +82,7 @@ class Placer:
       swap them by itself. With a reshape in between it is left to do so: TensorRT-RTX moves the reader's Q in front of
       reshape and pool, but keeps a pool in float whose own Q/DQ pair a reshape parts from the next one. An average pool
       is INT8 between INT8 layers, with a range of its own. Pools over the whole image stay float, and so do those that
-      TensorRT has no INT8 kernel for: 3-D max pools, 1-D and 3-D average pools.
+      TensorRT has no INT8 kernel for; see `maseRT.quant.pooling.without_kernel`.
     * Quantized readers of one tensor share one range, so that TensorRT sees one Q/DQ pair.
     * Adds behind linear layers stay float: the sum goes on as a float residual stream into a LayerNorm, and rounding it
       to INT8 in between would only cost. (Not measured.)

@@ -30,6 +30,7 @@ POOLS = (*MAX_POOLS, *AVERAGE_POOLS)
 
 _BUILDS_NONE = "TensorRT 8.6 builds no engine with an INT8 3-D max pool, and TensorRT-RTX runs one in float"
 _RUNS_IN_FLOAT = "TensorRT-RTX runs 1-D and 3-D average pools in float"
+_DIVIDES = "TensorRT-RTX runs an average pool in float that does not divide by the size of its window, padding included"
 _WITHOUT_KERNEL = {
     nn.MaxPool3d: _BUILDS_NONE,
     nn.AdaptiveMaxPool3d: _BUILDS_NONE,
@@ -45,7 +46,14 @@ def without_kernel(layer: nn.Module) -> str | None:
 
     It loses nothing in float: a maximum of rounded numbers is the rounded maximum, and a mean only gets closer.
     """
+    if isinstance(layer, nn.AvgPool2d) and _divides_by_less(layer):
+        return _DIVIDES
     return next((reason for pool, reason in _WITHOUT_KERNEL.items() if isinstance(layer, pool)), None)
+
+
+def _divides_by_less(pool: nn.AvgPool2d) -> bool:
+    beyond = pool.ceil_mode or pool.padding not in (0, (0, 0))
+    return pool.divisor_override is not None or (beyond and not pool.count_include_pad)
 
 
 class _QuantPool(nn.Module):

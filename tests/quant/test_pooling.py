@@ -44,6 +44,12 @@ WITHOUT_KERNEL = {
     "AdaptiveAvgPool1d": lambda: Pooled(nn.AdaptiveAvgPool1d(4), dims=1),
 }
 
+WITH_KERNEL = {
+    "padding counts": lambda: Pooled(nn.AvgPool2d(3, 2, 1), dims=2),
+    "nothing is padded": lambda: Pooled(nn.AvgPool2d(2, count_include_pad=False), dims=2),
+    "adaptive": lambda: Pooled(nn.AdaptiveAvgPool2d(4), dims=2),
+}
+
 
 @pytest.mark.parametrize("kind", WITHOUT_KERNEL)
 @pytest.mark.parametrize("placement", ["tensorrt", "layerwise"])
@@ -55,6 +61,25 @@ def test_they_stay_float_and_the_plan_says_why(kind: str, placement: str) -> Non
     assert "a rule that names it or its type makes it INT8" in plan.of("pool").reason
     assert not any(site.op.endswith("pool3d") for site in plan.sites)
     assert not any("but TensorRT" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        ({"padding": 1}, Precision.INT8),
+        ({"ceil_mode": True}, Precision.INT8),
+        ({"count_include_pad": False}, Precision.INT8),
+        ({"count_include_pad": False, "padding": 1}, Precision.FP32),
+        ({"count_include_pad": False, "ceil_mode": True}, Precision.FP32),
+        ({"divisor_override": 3}, Precision.FP32),
+    ],
+)
+def test_a_2d_average_pool_is_int8_where_it_divides_by_the_size_of_its_window(
+    options: dict[str, object], precision: Precision
+) -> None:
+    plan = planned(Pooled(nn.AvgPool2d(2, **options), dims=2))
+    assert plan.of("pool").precision is precision
+    assert ("does not divide by the size" in plan.of("pool").reason) is precision.is_float
 
 
 @pytest.mark.parametrize("kind", WITHOUT_KERNEL)
@@ -93,10 +118,11 @@ def test_a_max_pool_in_float_gives_the_numbers_of_one_in_int8() -> None:
         torch.testing.assert_close(other(x), net(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["MaxPool3d", "AvgPool1d"])
+@pytest.mark.parametrize("kind", ["MaxPool3d", "AvgPool1d", *WITH_KERNEL])
 def test_tensorrt_rtx_runs_the_plan_as_it_is(kind: str, tmp_path: Path) -> None:
-    net = WITHOUT_KERNEL[kind]()
-    plan = planned(net)
+    net = (WITHOUT_KERNEL | WITH_KERNEL)[kind]()
+    plan = planned(net, float="fp16")
+    assert plan.of("pool").precision is (Precision.INT8 if kind in WITH_KERNEL else Precision.FP16)
     path = exported(calibrated(net, plan), tmp_path / "model.onnx")
     options = BuildOptions(batch=BatchRange(1, 4, 8), compute_capability="8.9")
     info = get_compiler("tensorrt-rtx").build(path, tmp_path / "model.trt", options)
