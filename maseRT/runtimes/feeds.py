@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -70,6 +70,20 @@ def check_feed(feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, where: s
         if spec.shape is not None and not _fits(tuple(value.shape), spec.shape):
             wanted = ", ".join("any" if size is None else str(size) for size in spec.shape)
             raise UsageError(f"input '{spec.name}' has shape {list(value.shape)}, not [{wanted}]", where=where)
+
+
+def signature(feed: Mapping[str, Any], specs: Sequence[TensorSpec]) -> Hashable:
+    """Return what decides whether and how a feed is taken, all but the values: feeds of one signature share the answer.
+
+    It is None where the number of names is another one.
+
+    Raises:
+        AttributeError: something fed is no array.
+    """
+    if len(feed) != len(specs):
+        return None
+    values: list[Any] = [feed.get(spec.name) for spec in specs]
+    return tuple([(type(value), value.shape, value.dtype, value.device) for value in values])
 
 
 def with_ids_as_taken(feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, where: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from maseRT.runtimes import get_compiler
 from maseRT.runtimes.base import BatchRange, BuildOptions
+from maseRT.runtimes.trt.session import TrtSession
 
 BATCH = BatchRange(1, 4, 8)
 
@@ -32,6 +33,34 @@ def write_onnx(path, nodes, *, shape=("batch", 4), constants=None, opset=20):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.save(model, path)
     return path
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Let sessions find a CUDA whose device is host memory; returns it."""
+    pytest.importorskip("cuda.bindings.runtime")
+    from device_in_memory import Cuda
+
+    return install(Cuda(), monkeypatch)
+
+
+def install(device, monkeypatch):
+    """Let sessions find this CUDA; returns it."""
+    for user in ("cuda", "session"):
+        monkeypatch.setattr(f"maseRT.runtimes.trt.{user}.cudart", lambda: device)
+    return device
+
+
+@pytest.fixture
+def open_session(cuda):
+    """Return a function that opens a session with an engine of the profiles given: pairs of batches."""
+    from device_in_memory import TensorRT
+
+    def open_session(*profiles, content=b"engine", cuda_graph=True, **options):
+        trt = TensorRT(cuda, profiles or [(1, 8)], **options)
+        return TrtSession(trt, content, device=0, cuda_graph=cuda_graph, where="model.trt")
+
+    return open_session
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """A CUDA runtime and a TensorRT whose device is host memory: what a session asks for happens, at once, and is counted.
 
-The engine multiplies: [batch, 4] @ weight [4, 3]. Only calls that cuda-python really has are answered.
+The engine multiplies the sum of its inputs: [batch, 4] @ weight [4, 3]. Only calls that cuda-python really has are
+answered.
 """
 # ruff: noqa: N802, N815  (the names are CUDA's and TensorRT's)
 
 import ctypes
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +24,7 @@ class Cuda:
         alive: what was made and not freed: handle -> buffer or kind.
         limit: bytes of device memory.
         launches: graph launches.
+        current: the thread's device.
     """
 
     cudaMemcpyKind = real.cudaMemcpyKind
@@ -35,6 +38,7 @@ class Cuda:
         self.launches = 0
         self.capturing = None
         self.capturable = True
+        self.current = 0
         self.graphs = {}
         self._next = 0
         for name in dir(self):
@@ -61,7 +65,19 @@ class Cuda:
     cudaStreamDestroy = cudaEventDestroy = cudaFree = cudaFreeHost = cudaGraphExecDestroy = cudaGraphDestroy = _free
     cudaMalloc = cudaMallocHost = _allocate
 
+    def put(self, stream, work):
+        """Put work into a stream: it is noted while that is captured."""
+        if self.capturing is not None:
+            self.capturing.append(work)
+        else:
+            self.do(stream, work)
+
+    def do(self, stream, work):
+        """Do what came into a stream, some time or at once."""
+        work()
+
     def cudaSetDevice(self, index):
+        self.current = index
         return (OK,)
 
     def cudaGetErrorName(self, error):
@@ -92,11 +108,11 @@ class Cuda:
         return (OK,)
 
     def cudaMemcpyAsync(self, target, source, size, kind, stream):
-        ctypes.memmove(target, source, size)
+        self.put(stream, lambda: ctypes.memmove(target, source, size))
         return (OK,)
 
     def cudaMemsetAsync(self, address, value, size, stream):
-        ctypes.memset(address, value, size)
+        self.put(stream, lambda: ctypes.memset(address, value, size))
         return (OK,)
 
     def cudaStreamBeginCapture(self, stream, mode):
@@ -119,35 +135,79 @@ class Cuda:
     def cudaGraphLaunch(self, graph, stream):
         self.launches += 1
         for work in self.graphs[graph]:
-            work()
+            self.put(stream, work)
         return (OK,)
+
+
+class LateCuda(Cuda):
+    """Does everything as late as it may: when somebody waits for a stream, and then what that one waits for alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.queues = {}
+        self.done = {}
+        self.events = {}
+
+    def do(self, stream, work):
+        self.queues.setdefault(int(stream), []).append(work)
+
+    def cudaEventRecord(self, event, stream):
+        self.events[event] = int(stream), len(self.queues.get(int(stream), []))
+        return (OK,)
+
+    def cudaStreamWaitEvent(self, stream, event, flags):
+        if event in self.events:
+            recorded = self.events[event]
+            self.do(stream, lambda: self._run(*recorded))
+        return (OK,)
+
+    def cudaStreamSynchronize(self, stream):
+        self._run(int(stream), len(self.queues.get(int(stream), [])))
+        return (OK,)
+
+    def _free_unused(self, handle):
+        assert all(self.done.get(stream, 0) == len(queue) for stream, queue in self.queues.items())
+        return self._free(handle)
+
+    cudaFree = cudaFreeHost = cudaGraphExecDestroy = _free_unused
+
+    def _run(self, stream, until):
+        while self.done.get(stream, 0) < until:
+            work = self.queues[stream][self.done.get(stream, 0)]
+            self.done[stream] = self.done.get(stream, 0) + 1
+            work()
 
 
 class Engine:
     """An engine with the profiles given: pairs of smallest and largest batch; one pair of equals is a fixed batch.
 
-    Its input is FLOAT, INT32 or INT64.
+    Its inputs are FLOAT, INT32 or INT64.
+
+    Attributes:
+        computed: the sum of the inputs of the last inference.
     """
 
-    def __init__(self, cuda, profiles, takes):
+    def __init__(self, cuda, profiles, takes, inputs):
         self.cuda = cuda
         self.takes = takes
         self.profiles = profiles
+        self.inputs = inputs
         self.fixed = len(profiles) == 1 and profiles[0][0] == profiles[0][1]
-        self.num_io_tensors = 2
+        self.num_io_tensors = len(inputs) + 1
         self.num_optimization_profiles = len(profiles)
+        self.computed = None
 
     def get_tensor_name(self, index):
-        return ("input", "output")[index]
+        return (*self.inputs, "output")[index]
 
     def get_tensor_mode(self, name):
-        return name
+        return "input" if name in self.inputs else "output"
 
     def get_tensor_dtype(self, name):
-        return SimpleNamespace(name=self.takes if name == "input" else "FLOAT")
+        return SimpleNamespace(name=self.takes if name in self.inputs else "FLOAT")
 
     def get_tensor_shape(self, name):
-        return (self.profiles[0][0] if self.fixed else -1, 4 if name == "input" else 3)
+        return (self.profiles[0][0] if self.fixed else -1, 4 if name in self.inputs else 3)
 
     def get_tensor_profile_shape(self, name, profile):
         low, high = self.profiles[profile]
@@ -158,7 +218,7 @@ class Engine:
 
 
 class Context:
-    """Computes at once, or notes the work while a stream is captured."""
+    """Puts what it computes into streams."""
 
     def __init__(self, engine):
         self.engine = engine
@@ -176,26 +236,25 @@ class Context:
         return low <= shape[0] <= high
 
     def get_tensor_shape(self, name):
-        return (self.batch, 4 if name == "input" else 3)
+        return (self.batch, 4 if name in self.engine.inputs else 3)
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream):
-        if self.engine.cuda.capturing is not None:
-            self.engine.cuda.capturing.append(self._compute)
-        else:
-            self._compute()
+        assert stream, "TensorRT waits for the device where it is given the default stream"
+        self.engine.cuda.put(stream, partial(self._compute, self.batch))
         return True
 
-    def _compute(self):
+    def _compute(self, batch):
         kind = {"FLOAT": ctypes.c_float, "INT32": ctypes.c_int32, "INT64": ctypes.c_int64}[self.engine.takes]
-        x, y = (
-            np.ctypeslib.as_array((kind * (self.batch * width)).from_address(self.addresses[name]))
-            for name, width, kind in (("input", 4, kind), ("output", 3, ctypes.c_float))
+        *inputs, y = (
+            np.ctypeslib.as_array((kind * (batch * width)).from_address(self.addresses[name]))
+            for name, width, kind in (*((name, 4, kind) for name in self.engine.inputs), ("output", 3, ctypes.c_float))
         )
-        y[:] = (x.reshape(-1, 4) @ WEIGHT).ravel()
+        self.engine.computed = sum(inputs).reshape(-1, 4)
+        y[:] = (self.engine.computed @ WEIGHT).ravel()
 
 
 class TensorRT:
@@ -208,8 +267,8 @@ class TensorRT:
     class ILogger:
         pass
 
-    def __init__(self, cuda, profiles, takes="FLOAT"):
-        self.engine = Engine(cuda, profiles, takes)
+    def __init__(self, cuda, profiles, takes="FLOAT", inputs=("input",)):
+        self.engine = Engine(cuda, profiles, takes, inputs)
         self.driver_error = ""
 
     def Runtime(self, logger):

@@ -77,6 +77,24 @@ def test_tensors_stay_on_the_gpu(session, reference):
     np.testing.assert_allclose(output.cpu().numpy(), reference(x), atol=0.05)
 
 
+def test_tensors_of_any_stream_and_arrays_take_turns(session, reference):
+    streams = [torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
+    busy = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    done = []
+    for seed in range(24):
+        x = batch(8 if seed < 18 else 5, seed)
+        with torch.cuda.stream(streams[seed % 3]):
+            torch.mm(busy, busy)  # so that the input is there late
+            y = torch.from_numpy(x).pin_memory().cuda(non_blocking=True)
+            done.append((session.infer({"input": y})["output"], x))
+        if seed % 5 == 4:
+            np.testing.assert_allclose(session.infer({"input": x})["output"], reference(x), atol=0.05)
+    torch.cuda.synchronize()
+    for output, x in done:
+        np.testing.assert_allclose(output.cpu().numpy(), reference(x), atol=0.05)
+
+
 def test_a_fixed_batch_takes_a_short_one(mixed_onnx, reference, tmp_path):
     path = tmp_path / "fixed.trt"
     options = BuildOptions(batch=BatchRange(8, 8, 8))

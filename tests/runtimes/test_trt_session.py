@@ -6,30 +6,11 @@ import torch
 
 pytest.importorskip("cuda.bindings.runtime")
 
-from device_in_memory import WEIGHT, Cuda, TensorRT
+from device_in_memory import WEIGHT, TensorRT
 
 from maseRT.errors import StepError, UsageError
 from maseRT.runtimes.base import TensorSpec
-from maseRT.runtimes.trt import cuda as calls
-from maseRT.runtimes.trt import session as module
 from maseRT.runtimes.trt.session import TrtSession
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    device = Cuda()
-    for user in (calls, module):
-        monkeypatch.setattr(user, "cudart", lambda: device)
-    return device
-
-
-@pytest.fixture
-def open_session(cuda):
-    def open_session(*profiles, content=b"engine", cuda_graph=True, takes="FLOAT"):
-        trt = TensorRT(cuda, profiles or [(1, 8)], takes)
-        return TrtSession(trt, content, device=0, cuda_graph=cuda_graph, where="model.trt")
-
-    return open_session
 
 
 def batch(size, seed=0):

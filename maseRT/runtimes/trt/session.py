@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maseRT.closing import Closing
 from maseRT.errors import StepError, UsageError
 from maseRT.runtimes.base import Call, Profile, ShapeRange, TensorSpec
 from maseRT.runtimes.device_times import DeviceTimes
-from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, to_numpy, with_ids_as_taken
+from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, signature, to_numpy, with_ids_as_taken
 from maseRT.runtimes.trt.cuda import Resources, capture, checked, cudart, device_times, set_device
+from maseRT.runtimes.trt.layout import Binding, InputCopy, Layout, OutputCopy
 from maseRT.runtimes.trt.log import listening, make
 from maseRT.runtimes.trt.shapes import Shapes, fit
 
@@ -35,24 +35,8 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Binding:
-    """An input or output and the memory that is its own.
-
-    Attributes:
-        address: device memory for its largest shape.
-        host: page-locked memory of the same size.
-    """
-
-    spec: TensorSpec
-    is_input: bool
-    address: int
-    host: npt.NDArray[np.uint8]
-
-    def host_array(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Return the start of the page-locked memory as an array."""
-        dtype = np.dtype(self.spec.dtype)
-        return self.host[: prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+_LAYOUTS_KEPT = 64
+"""For image sizes that vary: a layout is small, and made anew in microseconds."""
 
 
 class TrtSession(Closing):
@@ -67,13 +51,16 @@ class TrtSession(Closing):
         self._state: tuple[int, Shapes] | None = None
         self._warm = False
         self._generation = 0
+        self._layouts: dict[Hashable, Layout] = {}
+        self._cuda = cudart()
         set_device(device)
         with ExitStack() as guard:
             self._memory = guard.enter_context(Resources())
             self._load(content, cuda_graph=cuda_graph)
             self._ranges = self._read_ranges()
             self._bindings = self._bind_memory()
-            self._ordered = self._memory.event()
+            self._used = self._memory.event()
+            self._last_stream = self._memory.stream
             self._memory.on_close(self._drop)
             guard.pop_all()
         self.inputs = tuple(each.spec for each in self._bindings if each.is_input)
@@ -85,25 +72,23 @@ class TrtSession(Closing):
         """Run the engine on one batch.
 
         numpy arrays give numpy arrays. Tensors on this session's GPU give tensors there, without passing through host
-        memory, ordered by torch's current stream. Ids may be int32 or int64, whichever of the two the engine takes.
+        memory, ordered by torch's current stream; torch cannot capture that as part of a graph of its own. Ids may be
+        int32 or int64, whichever of the two the engine takes.
 
         Raises:
             UsageError: the feed does not fit the engine.
             StepError: the engine or CUDA failed.
         """
         self._check_open()
-        feed = self._with_ids_as_taken(feed)  # by torch's own stream, where they are tensors on the GPU
-        on_device = bool(feed) and all(_on_gpu(value) for value in feed.values())
-        if on_device:
-            self._order(first=self._torch_stream(), then=self._memory.stream)
-        batch = self._place(feed)
-        self._launch()
-        shapes = {spec.name: self._out_shape(spec.name, batch) for spec in self.outputs}
-        if on_device:
-            tensors = self._tensors_out(shapes)
-            self._order(first=self._memory.stream, then=self._torch_stream())
-            return tensors
-        return like_feed(self._arrays_out(shapes), feed)
+        feed, layout = self._laid_out(feed)
+        stream = self._stream_for(layout)
+        try:
+            self._place(feed, layout, stream)
+            self._launch(stream)
+            results = self._results(layout, stream)
+        finally:
+            self._release_buffers(stream)
+        return results if layout.to_gpu else like_feed(results, feed)
 
     def prepare(self, feed: Mapping[str, Any]) -> Call:
         """Check one batch of numpy arrays, and return what infers it from host memory to host memory.
@@ -112,20 +97,16 @@ class TrtSession(Closing):
         """
         self._check_open()
         arrays = {name: to_numpy(value) for name, value in self._with_ids_as_taken(feed).items()}
-        batch = self._place(arrays)  # what fills a short batch up stays there
-        generation, memory, copy = self._generation, self._memory, cudart().cudaMemcpyAsync
-        kinds = cudart().cudaMemcpyKind
-        given, taken = [], []
-        for each in self._bindings:
-            name, address = each.spec.name, each.host.ctypes.data
-            if each.is_input:
-                host = each.host_array(arrays[name].shape)
-                how = (each.address, address, host.nbytes, kinds.cudaMemcpyHostToDevice, memory.stream)
-                given.append((host, arrays[name], how))
-            else:
-                host = each.host_array(self._out_shape(name, batch))
-                how = (address, each.address, host.nbytes, kinds.cudaMemcpyDeviceToHost, memory.stream)
-                taken.append((host, how))
+        layout = self._place_for_own_stream(arrays)  # what fills a short batch up stays there
+        generation, memory, copy = self._generation, self._memory, self._cuda.cudaMemcpyAsync
+        given = [
+            (each.host, arrays[each.name], (each.address, each.host_address, each.size, each.kind, memory.stream))
+            for each in layout.inputs
+        ]
+        taken = [
+            (each.host, (each.host_address, each.address, each.size, each.kind, memory.stream))
+            for each in layout.outputs
+        ]
 
         def call() -> list[Any]:
             self._check_bound(generation)
@@ -144,7 +125,7 @@ class TrtSession(Closing):
     def bind(self, feed: Mapping[str, Any]) -> TrtBound:
         """Place one batch in the session's buffers; it stays there until the next `infer` or `bind`."""
         self._check_open()
-        self._place(self._with_ids_as_taken(feed))
+        self._place_for_own_stream(feed)
         for _ in range(2):  # the second launch captures the graph
             self._launch()
         self._memory.synchronize()
@@ -155,7 +136,7 @@ class TrtSession(Closing):
         from maseRT.runtimes.trt.profile import layer_times_ms
 
         self._check_open()
-        self._place(self._with_ids_as_taken(feed))
+        self._place_for_own_stream(feed)
         # TensorRT 8 lends a profile to one context of an engine only, and crashes where a second one asks for it.
         engine = self._runtime.deserialize_cuda_engine(self._engine.serialize())
         context = engine.create_execution_context()
@@ -263,7 +244,7 @@ class TrtSession(Closing):
 
     def _drop(self) -> None:
         """Let go of the engine, in order."""
-        self._memory.synchronize()
+        self._synchronize()
         self._drop_graph()
         self._context = self._engine = self._runtime = None
 
@@ -272,23 +253,88 @@ class TrtSession(Closing):
     def _with_ids_as_taken(self, feed: Mapping[str, Any]) -> Mapping[str, Any]:
         return with_ids_as_taken(feed, self._takes, where=self._where)
 
-    def _place(self, feed: Mapping[str, Any]) -> tuple[int, int]:
-        """Copy a batch into the input buffers; return its size and the size that is computed."""
-        check_feed(feed, self._takes, where=self._where)
+    def _laid_out(self, feed: Mapping[str, Any]) -> tuple[Mapping[str, Any], Layout]:
+        """Return a feed, with ids as the engine takes them, and its layout, which the context is set to."""
         set_device(self._device)
+        layout = self._known_layout(feed)
+        if layout is None:
+            feed = self._with_ids_as_taken(feed)  # by torch's own stream, where they are tensors on the GPU
+            layout = self._known_layout(feed) or self._new_layout(feed)
+        if self._state != layout.state:
+            self._set_shapes(*layout.state)
+        return feed, layout
+
+    def _known_layout(self, feed: Mapping[str, Any]) -> Layout | None:
+        """Return the layout that an earlier feed like this one got: what it was checked for holds for this one too."""
+        try:
+            return self._layouts.get(signature(feed, self.inputs))
+        except (AttributeError, TypeError):  # no arrays: the check of a feed says so
+            return None
+
+    def _new_layout(self, feed: Mapping[str, Any]) -> Layout:
+        check_feed(feed, self._takes, where=self._where)
         given = {name: tuple(value.shape) for name, value in feed.items()}
         profile, shapes = fit(given, self._ranges, where=self._where)
-        self._generation += 1
+        on_gpu = {name: self._is_here(name, value) for name, value in feed.items()}
         if self._state != (profile, shapes):
             self._set_shapes(profile, shapes)
-        for binding in self._bindings:
-            if binding.is_input:
-                self._copy_in(binding, feed[binding.spec.name], shapes[binding.spec.name])
         first = self.inputs[0].name
-        return feed[first].shape[0], shapes[first][0]
+        batch, to_gpu = (given[first][0], shapes[first][0]), all(on_gpu.values())
+        inputs, outputs = [], []
+        for binding in self._bindings:
+            name = binding.spec.name
+            if binding.is_input:
+                inputs.append(InputCopy.of(binding, given[name], shapes[name], on_gpu=on_gpu[name]))
+            else:
+                shape = self._out_shape(name, batch)
+                outputs.append(OutputCopy.of(binding, shape, gpu=self._device if to_gpu else None))
+        from_gpu = any(on_gpu.values())
+        layout = Layout((profile, shapes), tuple(inputs), tuple(outputs), from_gpu=from_gpu, to_gpu=to_gpu)
+        if len(self._layouts) == _LAYOUTS_KEPT:
+            del self._layouts[next(iter(self._layouts))]
+        self._layouts[signature(feed, self.inputs)] = layout
+        return layout
+
+    def _is_here(self, name: str, value: Any) -> bool:
+        """Tell whether a value is a tensor on this session's GPU; it may be on the host, but on no other GPU."""
+        if not (is_torch(value) and value.is_cuda):
+            return False
+        if value.device.index != self._device:
+            raise UsageError(f"'{name}' is on {value.device}, not cuda:{self._device}", where=self._where)
+        return True
+
+    def _place(self, feed: Mapping[str, Any], layout: Layout, stream: int) -> None:
+        """Copy a batch into the input buffers, and fill a short one up with zeros."""
+        self._acquire_buffers(stream)
+        self._generation += 1
+        runtime = self._cuda
+        for each in layout.inputs:
+            value = feed[each.name]
+            if each.on_gpu:
+                value = value.contiguous()
+                source = value.data_ptr()
+            else:
+                np.copyto(each.host, to_numpy(value))
+                source = each.host_address
+            if each.size:
+                checked(runtime.cudaMemcpyAsync(each.address, source, each.size, each.kind, stream))
+            if each.rest:
+                checked(runtime.cudaMemsetAsync(each.address + each.size, 0, each.rest, stream))
+
+    def _place_for_own_stream(self, feed: Mapping[str, Any]) -> Layout:
+        """Place a batch that is then inferred by the session's own stream, wherever its values come from."""
+        feed, layout = self._laid_out(feed)
+        stream = self._stream_for(layout)
+        try:
+            self._place(feed, layout, stream)
+        finally:
+            self._release_buffers(stream)
+        self._acquire_buffers(self._memory.stream)
+        return layout
 
     def _set_shapes(self, profile: int, shapes: Shapes) -> None:
         self._drop_graph()
+        self._generation += 1
         self._state, self._warm = None, False
         if profile != self._context.active_optimization_profile:
             self._context.set_optimization_profile_async(profile, self._memory.stream)
@@ -298,39 +344,29 @@ class TrtSession(Closing):
                 raise StepError(f"the engine refuses shape {list(shape)} for '{name}'", where=self._where)
         self._state = (profile, shapes)
 
-    def _copy_in(self, binding: Binding, value: Any, shape: tuple[int, ...]) -> None:
-        runtime, stream = cudart(), self._memory.stream
-        kinds = runtime.cudaMemcpyKind
-        size = value.nbytes
-        if _on_gpu(value):
-            if value.device.index != self._device:
-                raise UsageError(
-                    f"'{binding.spec.name}' is on {value.device}, not cuda:{self._device}", where=self._where
-                )
-            value = value.contiguous()
-            source, kind = value.data_ptr(), kinds.cudaMemcpyDeviceToDevice
-        else:
-            np.copyto(binding.host_array(tuple(value.shape)), to_numpy(value))
-            source, kind = binding.host.ctypes.data, kinds.cudaMemcpyHostToDevice
-        if size:
-            checked(runtime.cudaMemcpyAsync(binding.address, source, size, kind, stream))
-        rest = prod(shape) * np.dtype(binding.spec.dtype).itemsize - size
-        if rest:
-            checked(runtime.cudaMemsetAsync(binding.address + size, 0, rest, stream))
+    def _launch(self, stream: int | None = None) -> None:
+        """Put one inference into a stream, by default the session's own.
 
-    def _launch(self) -> None:
-        """Put one inference into the stream: the first after a change of shapes as it is, the next ones as a graph."""
+        The first one after a change of shapes runs as it is, the next ones as a graph.
+        """
+        own = self._memory.stream
+        if stream is None:
+            stream = own
         if self._captures and self._warm and self._graph is None:
-            self._graph = capture(self._memory.stream, self._enqueue)
+            self._graph = capture(own, self._enqueue)
             if self._graph is None:
                 log.warning("%s cannot be captured as a CUDA graph: runs without one", self._where)
                 self._captures = False
         if self._graph is not None:
-            checked(cudart().cudaGraphLaunch(self._graph, self._memory.stream))
+            checked(self._cuda.cudaGraphLaunch(self._graph, stream))
             return
+        # Always by its own stream: on CUDA's default one, which is torch's too, TensorRT waits for the device.
+        self._release_buffers(stream)
+        self._acquire_buffers(own)
         with listening(self._trt) as heard:
             if not self._enqueue():
                 raise StepError(f"inference failed: {heard.why()}", where=self._where)
+        self._acquire_buffers(stream)
         self._warm = True
 
     def _enqueue(self) -> bool:
@@ -338,8 +374,8 @@ class TrtSession(Closing):
 
     def _drop_graph(self) -> None:
         if self._graph is not None:
-            self._memory.synchronize()
-            cudart().cudaGraphExecDestroy(self._graph)
+            self._synchronize()
+            self._cuda.cudaGraphExecDestroy(self._graph)
             self._graph = None
 
     def _out_shape(self, name: str, batch: tuple[int, int]) -> tuple[int, ...]:
@@ -347,42 +383,49 @@ class TrtSession(Closing):
         shape = tuple(self._context.get_tensor_shape(name))
         return (asked, *shape[1:]) if asked != computed and shape[:1] == (computed,) else shape
 
-    def _arrays_out(self, shapes: Shapes) -> dict[str, npt.NDArray[Any]]:
-        runtime = cudart()
-        arrays = {}
-        for binding in self._bindings:
-            if not binding.is_input:
-                arrays[binding.spec.name] = array = binding.host_array(shapes[binding.spec.name])
-                kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-                target = binding.host.ctypes.data
-                checked(runtime.cudaMemcpyAsync(target, binding.address, array.nbytes, kind, self._memory.stream))
-        self._memory.synchronize()
-        return {name: array.copy() for name, array in arrays.items()}
-
-    def _tensors_out(self, shapes: Shapes) -> dict[str, Any]:
-        runtime, torch = cudart(), sys.modules["torch"]
-        tensors = {}
-        for binding in self._bindings:
-            if not binding.is_input:
-                dtype = getattr(torch, binding.spec.dtype)
-                tensor = torch.empty(shapes[binding.spec.name], dtype=dtype, device=f"cuda:{self._device}")
-                kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-                source, stream = binding.address, self._memory.stream
-                checked(runtime.cudaMemcpyAsync(tensor.data_ptr(), source, tensor.nbytes, kind, stream))
-                tensors[binding.spec.name] = tensor
-        return tensors
+    def _results(self, layout: Layout, stream: int) -> dict[str, Any]:
+        """Return the outputs: tensors, which the stream is yet to fill, or arrays, for which it waits."""
+        copy, tensors = self._cuda.cudaMemcpyAsync, {}
+        for each in layout.outputs:
+            target = each.host_address
+            if each.tensor is not None:
+                tensors[each.name] = tensor = each.tensor()
+                target = tensor.data_ptr()
+            checked(copy(target, each.address, each.size, each.kind, stream))
+        if layout.to_gpu:
+            return tensors
+        checked(self._cuda.cudaStreamSynchronize(stream))
+        return {each.name: each.host.copy() for each in layout.outputs}
 
     # streams
 
-    def _torch_stream(self) -> int:
-        return int(sys.modules["torch"].cuda.current_stream(self._device).cuda_stream)
+    def _stream_for(self, layout: Layout) -> int:
+        """Return the stream of a batch's copies and graph: torch's for tensors on the GPU, which need no wait there."""
+        return _torch_stream(self._device) if layout.from_gpu else self._memory.stream
 
-    def _order(self, *, first: int, then: int) -> None:
-        """Make what comes into the stream `then` wait for what is in the stream `first`."""
-        runtime = cudart()
-        set_device(self._device)
-        checked(runtime.cudaEventRecord(self._ordered, first))
-        checked(runtime.cudaStreamWaitEvent(then, self._ordered, 0))
+    def _acquire_buffers(self, stream: int) -> None:
+        """Make what comes into a stream wait for the last use of the buffers and the engine, by whatever stream.
+
+        Whether torch's stream is the same as before cannot be told by its handle: a new stream may have that of an old
+        one, and the default streams of all threads have one.
+        """
+        own = self._memory.stream
+        if self._last_stream == own:
+            if stream == own:
+                return
+            checked(self._cuda.cudaEventRecord(self._used, own))
+        checked(self._cuda.cudaStreamWaitEvent(stream, self._used, 0))
+        self._last_stream = stream
+
+    def _release_buffers(self, stream: int) -> None:
+        """Note the end of a use by a stream that is not the session's own: it may be gone when the next one comes."""
+        if stream != self._memory.stream:
+            checked(self._cuda.cudaEventRecord(self._used, stream))
+
+    def _synchronize(self) -> None:
+        """Wait for the last use of the buffers and the engine, by whatever stream."""
+        self._acquire_buffers(self._memory.stream)
+        self._memory.synchronize()
 
 
 class TrtBound:
@@ -412,8 +455,11 @@ class TrtBound:
         self._session._launch()
 
 
-def _on_gpu(value: Any) -> bool:
-    return is_torch(value) and bool(value.is_cuda)
+def _torch_stream(device: int) -> int:
+    """Return the handle of torch's current stream."""
+    torch = sys.modules["torch"]
+    handle = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # what torch's compiled code calls, without an object
+    return int(handle(device) if handle is not None else torch.cuda.current_stream(device).cuda_stream)
 
 
 def _any_batch(shape: tuple[int | None, ...] | None) -> tuple[int | None, ...]:
