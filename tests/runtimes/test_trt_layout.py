@@ -49,6 +49,17 @@ def test_what_fills_a_short_batch_up_is_zero_after_any_other(cuda):
             assert not trt.engine.computed[size:].any()
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_array_goes_to_the_device_from_where_it_is_and_one_in_another_order_by_a_copy(open_session, order):
+    x = np.asarray(batch(1 << 18), order=order)  # 4 MiB
+    with open_session((1, len(x))) as session:
+        check(session, x)
+        call = session.prepare({"input": x})
+        for _ in range(2):
+            x += 1
+            np.testing.assert_allclose(call()[0], x @ WEIGHT, rtol=1e-4, atol=1e-4)
+
+
 def test_not_all_of_many_shapes_are_remembered(open_session):
     with open_session((1, 100)) as session:
         for seed in range(2):

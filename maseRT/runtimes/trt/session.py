@@ -99,10 +99,7 @@ class TrtSession(Closing):
         arrays = {name: to_numpy(value) for name, value in self._with_ids_as_taken(feed).items()}
         layout = self._place_for_own_stream(arrays)  # what fills a short batch up stays there
         generation, memory, copy = self._generation, self._memory, self._cuda.cudaMemcpyAsync
-        given = [
-            (each.host, arrays[each.name], (each.address, each.host_address, each.size, each.kind, memory.stream))
-            for each in layout.inputs
-        ]
+        given = [(each, arrays[each.name], (each.size, each.kind, memory.stream)) for each in layout.inputs]
         taken = [
             (each.host, (each.host_address, each.address, each.size, each.kind, memory.stream))
             for each in layout.outputs
@@ -111,9 +108,8 @@ class TrtSession(Closing):
         def call() -> list[Any]:
             self._check_bound(generation)
             set_device(self._device)
-            for host, array, how in given:
-                np.copyto(host, array)
-                checked(copy(*how))
+            for each, array, rest in given:
+                checked(copy(each.address, each.from_host(array), *rest))
             self._launch()
             for _, how in taken:
                 checked(copy(*how))
@@ -314,8 +310,8 @@ class TrtSession(Closing):
                 value = value.contiguous()
                 source = value.data_ptr()
             else:
-                np.copyto(each.host, to_numpy(value))
-                source = each.host_address
+                value = to_numpy(value)  # kept until it is copied
+                source = each.from_host(value)
             if each.size:
                 checked(runtime.cudaMemcpyAsync(each.address, source, each.size, each.kind, stream))
             if each.rest:
