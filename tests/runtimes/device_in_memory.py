@@ -34,7 +34,7 @@ class Cuda:
 
     def __init__(self):
         self.alive = {}
-        self.limit = 1 << 20
+        self.limit = 1 << 24
         self.launches = 0
         self.capturing = None
         self.capturable = True
