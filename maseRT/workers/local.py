@@ -24,8 +24,9 @@ from maseRT.workers.protocol import Array, Opened, Opener
 LEAD_IN_SECONDS = {"cpu": 0.001, "cuda": 0.05}
 """Untimed calls before timed ones, by the kind of device: one at least, more of those that are short.
 
-A GPU's row slept while others were timed, and the host's clock with it: launches take up to twice their time until it
-runs again. A CPU's row is kept short: what computes there is what was asleep."""
+On a CPU they fetch the weights into the caches again. Before a GPU's row the host slept, and launches at half its speed
+for the first hundredths of a second.
+"""
 
 _COMPUTING = ("torch", "onnxruntime", "onnxruntime_ep_openvino", "tensorrt", "tensorrt_rtx")
 _NAP_SECONDS = 0.002
