@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
@@ -24,10 +25,13 @@ def for_tensorrt_8(model: ModelProto) -> None:
     """Rewrite a model, in place, as TensorRT 8.6's parser takes it.
 
     It does not mind the `start` and `end` of Shape (opset 15), so that shapes put together from them come out wrong;
-    initial states of a dynamic batch are not needed where they are zero; and means over an image are pools. The model
-    stays one that every runtime takes; `attribute_axes` and `widen` are further rewrites for that parser.
+    initial states of a dynamic batch are not needed where they are zero; and means over an image are pools. In a
+    quantized model a 3-D max pool is two 2-D ones: the builder moves Q and DQ across it, and has no kernel for it then.
+    The model stays one that every runtime takes; `attribute_axes` and `widen` are further rewrites for that parser.
     """
     global_pools(model)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        flat_max_pools(model)
     for rewrite in (whole_shapes, default_states, without_dead_nodes):
         rewrite(model.graph)
 
@@ -35,20 +39,78 @@ def for_tensorrt_8(model: ModelProto) -> None:
 def global_pools(model: ModelProto) -> None:
     """Write a ReduceMean over all spatial axes that keeps them as GlobalAveragePool."""
     graph = model.graph
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *shape_inference.infer_shapes(model).graph.value_info)
-        if value.type.tensor_type.HasField("shape")
-    }
+    shapes = _shapes(model)
     constant = _constants(graph)
     for node in graph.node:
-        rank = ranks.get(node.input[0], 0) if node.input else 0
+        rank = len(shapes.get(node.input[0], ())) if node.input else 0
         axes = _axes(node, constant)
         if node.op_type != "ReduceMean" or rank < 3 or axes is None or not _attribute(node, "keepdims", 1):
             continue
         if sorted(axis % rank for axis in axes) == list(range(2, rank)):
             node.op_type = "GlobalAveragePool"
             del node.input[1:], node.attribute[:]
+
+
+def flat_max_pools(model: ModelProto) -> None:
+    """Write each 3-D max pool as one over height and width and one over depth, with the same results.
+
+    Those with an unknown size beside the batch, with dilations or with indices stay.
+    """
+    graph = model.graph
+    shapes = _shapes(model)
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        sizes = shapes.get(node.input[0], []) if node.input else []
+        flat = node.op_type == "MaxPool" and len(node.output) == 1 and len(sizes) == 5 and all(sizes[1:])
+        nodes += _flattened(graph, node, sizes) if flat and not _dilated(node) else [node]
+    _replace_nodes(graph, nodes)
+
+
+def _dilated(pool: NodeProto) -> bool:
+    return any(each.name == "dilations" and set(each.ints) != {1} for each in pool.attribute)
+
+
+def _pooled(size: int, kernel: int, stride: int, pads: tuple[int, int], *, ceil_mode: int) -> int:
+    """Return how many windows lie along a dimension; with ceil_mode, all of them start inside or in the first padding.
+
+    Shape inference of onnx counts those beyond as well, which neither torch nor ONNX Runtime does.
+    """
+    free = size + sum(pads) - kernel
+    windows = 1 + (-(-free // stride) if ceil_mode else free // stride)
+    return windows - (ceil_mode and (windows - 1) * stride >= size + pads[0])
+
+
+def _flattened(graph: GraphProto, pool: NodeProto, read: Sequence[int]) -> list[NodeProto]:
+    """Return the nodes that a 3-D max pool [N, C, D, H, W] becomes: [N, C*D, H, W], then [N, C, D, H*W]."""
+    given = {each.name: list(each.ints) for each in pool.attribute}
+    kernel = given["kernel_shape"]
+    strides, pads = given.get("strides", [1, 1, 1]), given.get("pads", [0] * 6)
+    channels, depth, height, width = read[1:]
+    ceil_mode = _attribute(pool, "ceil_mode", 0)
+    planes, rows, columns = (
+        _pooled(read[2 + i], kernel[i], strides[i], (pads[i], pads[3 + i]), ceil_mode=ceil_mode) for i in range(3)
+    )
+    output = pool.output[0]
+    nodes: list[NodeProto] = []
+
+    def add(op: str, *more: str, **attributes: Any) -> None:
+        before = nodes[-1].output[0] if nodes else pool.input[0]
+        made = f"{output}_{len(nodes)}"
+        nodes.append(helper.make_node(op, [before, *more], [made], name=f"{pool.name}_{len(nodes)}", **attributes))
+        nodes[-1].metadata_props.extend(pool.metadata_props)
+
+    def reshape(*sizes: int) -> None:
+        add("Reshape", _constant(graph, f"{output}_{len(nodes)}_sizes", [0, *sizes]))
+
+    reshape(channels * depth, height, width)
+    add("MaxPool", kernel_shape=kernel[1:], strides=strides[1:], pads=[*pads[1:3], *pads[4:]], ceil_mode=ceil_mode)
+    reshape(channels, depth, rows * columns)
+    depth_pads = [pads[0], 0, pads[3], 0]
+    add("MaxPool", kernel_shape=[kernel[0], 1], strides=[strides[0], 1], pads=depth_pads, ceil_mode=ceil_mode)
+    reshape(channels, planes, rows, columns)
+    nodes[-1].output[0] = output
+    nodes[-1].name = pool.name
+    return nodes
 
 
 def attribute_axes(graph: GraphProto) -> None:
@@ -189,6 +251,16 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 yield from _graphs(attribute.g)
+
+
+def _shapes(model: ModelProto) -> dict[str, list[int]]:
+    """Return tensor name -> its sizes, 0 for a free one, where inference finds them."""
+    graph = shape_inference.infer_shapes(model).graph
+    return {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _element_types(model: ModelProto) -> dict[str, int]:

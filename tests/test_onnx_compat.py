@@ -143,6 +143,53 @@ def test_other_means_are_no_pools(axes, keepdims, shape):
     assert ops(model) == ["ReduceMean"]
 
 
+CLIPS = np.random.default_rng(2).normal(size=(2, 3, 5, 6, 7)).astype(np.float32)
+SHAPE = ("batch", 3, 5, 6, 7)
+
+
+def max_pooled(pool, *, shape=SHAPE):
+    """Return a model: a Q/DQ pair and a max pool."""
+    nodes = [
+        ("QuantizeLinear", ["input", "scale", "zero"], "q", {}),
+        ("DequantizeLinear", ["q", "scale", "zero"], "dq", {}),
+        ("MaxPool", ["dq"], "output", pool),
+    ]
+    return model_of(nodes, {"scale": np.float32(0.02), "zero": np.int8(0)}, shape=shape)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"kernel_shape": [2, 2, 2], "strides": [2, 2, 2]},
+        {"kernel_shape": [1, 3, 2], "strides": [1, 2, 1], "pads": [0, 1, 0, 0, 1, 1]},
+        {"kernel_shape": [3, 2, 1], "strides": [2, 3, 4], "pads": [1, 0, 0, 0, 1, 0], "ceil_mode": 1},
+        {"kernel_shape": [2, 3, 4]},
+    ],
+)
+def test_a_3d_max_pool_of_a_quantized_model_is_two_2d_ones(pool):
+    model = max_pooled(pool)
+    before = run(model, CLIPS)
+    for_tensorrt_8(model)
+    pools = [node for node in model.graph.node if node.op_type == "MaxPool"]
+    kernels = [list(each.ints) for node in pools for each in node.attribute if each.name == "kernel_shape"]
+    assert kernels == [pool["kernel_shape"][1:], [pool["kernel_shape"][0], 1]]
+    assert model.graph.node[-1].name == "node_output"
+    np.testing.assert_array_equal(run(model, CLIPS), before)
+
+
+def test_other_max_pools_stay():
+    pool = {"kernel_shape": [2, 2, 2]}
+    for model in (
+        model_of([("MaxPool", ["input"], "output", pool)], shape=SHAPE),  # nothing is quantized
+        max_pooled(pool, shape=("batch", 3, 5, "height", 7)),
+        max_pooled({"kernel_shape": [2, 2, 2], "dilations": [1, 2, 1]}),
+        max_pooled({"kernel_shape": [2, 2]}, shape=("batch", 3, 6, 7)),
+    ):
+        before = ops(model)
+        for_tensorrt_8(model)
+        assert ops(model) == before
+
+
 @pytest.mark.parametrize("what", ["Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"])
 @pytest.mark.parametrize("constant", ["initializer", "node"])
 def test_axes_become_the_attribute_of_older_opsets(what, constant):

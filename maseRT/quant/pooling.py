@@ -28,12 +28,12 @@ AVERAGE_POOLS = (
 POOLS = (*MAX_POOLS, *AVERAGE_POOLS)
 """The pooling layers of torch.nn that can be INT8."""
 
-_BUILDS_NONE = "TensorRT 8.6 builds no engine with an INT8 3-D max pool, and TensorRT-RTX runs one in float"
+_NO_KERNEL = "TensorRT 8.6 has no kernel for INT8 3-D max pools, and TensorRT-RTX runs them in float"
 _RUNS_IN_FLOAT = "TensorRT-RTX runs 1-D and 3-D average pools in float"
 _DIVIDES = "TensorRT-RTX runs an average pool in float that does not divide by the size of its window, padding included"
 _WITHOUT_KERNEL = {
-    nn.MaxPool3d: _BUILDS_NONE,
-    nn.AdaptiveMaxPool3d: _BUILDS_NONE,
+    nn.MaxPool3d: _NO_KERNEL,
+    nn.AdaptiveMaxPool3d: _NO_KERNEL,
     nn.AvgPool1d: _RUNS_IN_FLOAT,
     nn.AvgPool3d: _RUNS_IN_FLOAT,
     nn.AdaptiveAvgPool1d: _RUNS_IN_FLOAT,

@@ -57,7 +57,7 @@ def test_they_stay_float_and_the_plan_says_why(kind: str, placement: str) -> Non
     plan = planned(WITHOUT_KERNEL[kind](), placement=placement)
     assert [layer.name for layer in plan.layers if layer.precision is Precision.INT8] == ["first", "second"]
     assert "TensorRT-RTX runs" in plan.of("pool").reason
-    assert ("TensorRT 8.6 builds no engine" in plan.of("pool").reason) is ("Max" in kind)
+    assert ("TensorRT 8.6 has no kernel" in plan.of("pool").reason) is ("Max" in kind)
     assert "a rule that names it or its type makes it INT8" in plan.of("pool").reason
     assert not any(site.op.endswith("pool3d") for site in plan.sites)
     assert not any("but TensorRT" in note for note in plan.notes)

@@ -37,7 +37,7 @@ class OnnxFile:
     Attributes:
         data: the file's bytes.
         sha256: of the file.
-        types_before: `node_types` of the file, where `data` and `model` are a rewrite of it.
+        types_before: `node_types` before types were changed, where `data` and `model` are a rewrite of the file.
     """
 
     path: Path
@@ -82,8 +82,7 @@ class OnnxFile:
         """Node name -> numpy's name of the type that its first output has in the file, where inference finds one."""
         if self.types_before is not None:
             return self.types_before
-        types = _tensor_types(self.model)
-        return {node.name: types[node.output[0]] for node in self.model.graph.node if node.output[0] in types}
+        return _node_types(self.model)
 
     @property
     def floats(self) -> frozenset[str]:
@@ -99,9 +98,10 @@ class OnnxFile:
         model = ModelProto()
         model.CopyFrom(self.model)
         for_tensorrt_8(model)
+        types = {**_node_types(model), **self.node_types}
         attribute_axes(model.graph)
         widen(model)
-        return replace(self, data=model.SerializeToString(), model=model, types_before=self.node_types)
+        return replace(self, data=model.SerializeToString(), model=model, types_before=types)
 
     def float_nodes(self) -> dict[str, str]:
         """Return the floating-point nodes that quantization leaves alone, and their types.
@@ -189,6 +189,11 @@ def lower_opset(model: OnnxFile, op: str, *, lowest: int) -> int | None:
 def _makes(maker: Mapping[str, NodeProto], tensor: str, op: str) -> bool:
     node = maker.get(tensor)
     return node is not None and node.op_type == op
+
+
+def _node_types(model: ModelProto) -> dict[str, str]:
+    types = _tensor_types(model)
+    return {node.name: types[node.output[0]] for node in model.graph.node if node.output[0] in types}
 
 
 def _tensor_types(model: ModelProto) -> dict[str, str]:
