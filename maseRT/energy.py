@@ -184,7 +184,7 @@ class Rapl:
 
 @contextmanager
 def open_meter(device: str, *, powercap: Path = _POWERCAP) -> Iterator[Meter | str]:
-    """Yield the meter of "cpu" or "cuda:N", or the reason why its energy cannot be measured.
+    """Yield the meter of hardware ("cpu", "cuda:N", ...), or the reason why its energy cannot be measured.
 
     Args:
         device: a GPU is found by its UUID, so that it is the one that runs.
@@ -192,6 +192,9 @@ def open_meter(device: str, *, powercap: Path = _POWERCAP) -> Iterator[Meter | s
     """
     if device == "cpu":
         yield _rapl(powercap)
+        return
+    if not device.startswith("cuda"):
+        yield f"no energy counter of {device} is known"
         return
     index = cuda_index(device)
     reason = why_no_gpu(index)

@@ -130,6 +130,16 @@ def resolve_device(device: str) -> str:
     return f"cuda:{index}"
 
 
+def computing(device: str) -> str:
+    """Return the hardware of a device of `maseRT.onnxrt.providers`: "cpu", "cuda:N", or the device's own name where it
+    is neither.
+    """
+    kind, _, index = device.partition(":")
+    if kind in ("cuda", "tensorrt"):
+        return f"cuda:{index or 0}"
+    return "cpu" if kind in ("cpu", "openvino") else device
+
+
 def cuda_index(device: str) -> int:
     """Return N of "cuda:N", 0 of "cuda".
 

@@ -110,6 +110,11 @@ def test_the_cpus_meter(powercap):
         assert (meter.source, meter.device) == ("RAPL package counters", "1 CPU package")
 
 
+def test_hardware_without_a_known_counter_is_not_measured():
+    with open_meter("migraphx:0") as reason:
+        assert reason == "no energy counter of migraphx:0 is known"
+
+
 def test_why_a_cpu_is_not_measured(powercap, tmp_path):
     with open_meter("cpu", powercap=tmp_path / "none") as reason:
         assert "no RAPL counters" in reason

@@ -8,7 +8,7 @@ import torch
 
 from maseRT import hardware
 from maseRT.errors import ExitCode, MissingError, UsageError
-from maseRT.hardware import Driver, read_nvml
+from maseRT.hardware import Driver, computing, read_nvml
 
 
 class Nvml:
@@ -185,3 +185,18 @@ def test_torch_is_not_imported():
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "hardware"),
+    [
+        ("cpu", "cpu"),
+        ("openvino:1", "cpu"),
+        ("cuda", "cuda:0"),
+        ("cuda:1", "cuda:1"),
+        ("tensorrt:2", "cuda:2"),
+        ("directml:0", "directml:0"),
+    ],
+)
+def test_the_hardware_of_a_device(device, hardware):
+    assert computing(device) == hardware

@@ -16,7 +16,7 @@ from torch import Tensor
 from maseRT import __version__
 from maseRT.config import AnalyzeSection
 from maseRT.errors import UsageError
-from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
+from maseRT.hardware import computing, cpu, nvidia_driver, nvidia_gpus
 from maseRT.records import dependency_versions, sha256
 from maseRT.report import schema
 from maseRT.report.columns import launch_bound_sentence
@@ -74,7 +74,7 @@ def run(context: Context) -> StepResult:
         rows = _open(context, setting, section, stack)
         shown = _show(context, setting, section, rows)
         batches = _timed_batches(context, setting, section)
-        devices = {artifact.name: artifact.device for artifact in rows.artifacts if artifact.name in rows.timed}
+        devices = {each.name: computing(each.device) for each in rows.artifacts if each.name in rows.timed}
         finished = Finished(workspace.unfinished("analyze"), key=_measuring_key(context, rows), step="analyze")
         measurement = measure(rows.timed, devices, batches, section, finished, context.reporter)
     rungs = drift(context, setting, rows.artifacts, shown, section)
@@ -110,7 +110,8 @@ def _open(context: Context, setting: Setting, section: AnalyzeSection, stack: Ex
 
 
 def _worker(artifact: Artifact, opener: Opener, *, isolate: bool) -> Worker:
-    device = artifact.device if artifact.device.startswith("cuda") else "cpu"
+    hardware = computing(artifact.device)
+    device = hardware if hardware.startswith("cuda") else "cpu"
     kind = ProcessWorker if isolate else LocalWorker
     return kind(artifact.name, opener, device=device)
 
@@ -264,7 +265,7 @@ def _machine() -> schema.Machine:
 
 def _method(context: Context, artifact: Artifact) -> schema.Method:
     section = context.config.analyze or AnalyzeSection()
-    on_gpu = artifact.device.startswith("cuda")
+    on_gpu = computing(artifact.device).startswith("cuda")
     return schema.Method(
         versions={},
         device=artifact.device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maseRT.agreement import agreement
 from maseRT.energy import Energy
-from maseRT.hardware import cpu, cuda_index, nvidia_gpus
+from maseRT.hardware import computing, cpu, cuda_index, nvidia_gpus
 from maseRT.intervals import difference_interval, ratio_interval
 from maseRT.measure import latency
 from maseRT.onnxrt.kernels import kernels_of
@@ -66,10 +66,11 @@ def row_of(
 
 
 def hardware_name(device: str) -> str:
-    """Return the name of the CPU or the GPU of a row's device."""
-    if not device.startswith("cuda"):
+    """Return the name of the CPU or the NVIDIA GPU of a row's device; that of the device where it is neither."""
+    hardware = computing(device)
+    if hardware == "cpu":
         return cpu().name
-    index = cuda_index(device)
+    index = cuda_index(hardware) if hardware.startswith("cuda") else len(nvidia_gpus())
     return nvidia_gpus()[index].name if index < len(nvidia_gpus()) else device
 
 

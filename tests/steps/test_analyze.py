@@ -9,8 +9,10 @@ import pytest
 
 from maseRT import energy
 from maseRT.checkpoints import load_tensors, save_tensors
+from maseRT.hardware import cpu
 from maseRT.report.files import load_report
-from maseRT.steps import measuring
+from maseRT.runtimes.onnxruntime import OnnxRuntime
+from maseRT.steps import artifacts, measuring
 from maseRT.workers import local, schedule
 from maseRT.workers.schedule import measure_energies
 
@@ -99,6 +101,22 @@ def test_energy_is_of_visits_to_each_row_and_the_audit_agrees(finished, monkeypa
     told = {finding.check for finding in report.findings if finding.severity == "error"}
     assert not told & {"energy", "intervals", "wall-clock"}
     assert "a counter, 2 visits in turns" in finished.workspace.report_markdown.read_text()
+
+
+def test_a_row_of_openvino_is_measured_as_one_of_the_cpu(finished, monkeypatch):
+    modes = 'onnxruntime.modes=["optimized"]'
+    finished.single("onnxruntime", modes)
+    read = artifacts.read_json
+    monkeypatch.setattr(artifacts, "read_json", lambda *args, **rest: {**read(*args, **rest), "device": "openvino:0"})
+    monkeypatch.setattr(OnnxRuntime, "missing", lambda self, device=None: None)
+    on_cpu = OnnxRuntime.open
+    monkeypatch.setattr(OnnxRuntime, "open", lambda self, file, device, **rest: on_cpu(self, file, "cpu", **rest))
+    finished.single("analyze", modes)
+    row = _report(finished).row("onnxruntime-optimized")
+    assert row.timings[0].end_to_end.p50_ms > 0
+    assert row.method.device == "openvino:0"
+    assert row.method.hardware == cpu().name
+    assert row.energy or "RAPL" in row.energy_note
 
 
 def test_a_broken_range_is_found_by_the_ladder(finished):
