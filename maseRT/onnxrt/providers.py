@@ -111,13 +111,18 @@ def why_unavailable(device: str) -> str | None:
         reason = why_no_gpu(index)
         if reason:
             return reason
+    if built_in(provider):
+        return None
     if provider.plugin:
         return _why_no_plugin_device(provider, index)
+    return f"the installed onnxruntime has no {provider.name}: {provider.install}"
+
+
+def built_in(provider: Provider) -> bool:
+    """Tell whether the installed onnxruntime has a provider itself, as `onnxruntime-openvino` has OpenVINO's."""
     import onnxruntime as ort
 
-    if provider.name in ort.get_available_providers():
-        return None
-    return f"the installed onnxruntime has no {provider.name}: {provider.install}"
+    return provider.name in ort.get_available_providers()
 
 
 def why_no_kernels(file: Path, device: str) -> str | None:

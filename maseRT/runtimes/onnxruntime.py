@@ -16,6 +16,7 @@ from maseRT.onnxrt.providers import (
     Optimization,
     Provider,
     SessionSettings,
+    built_in,
     node_counts,
     parse_device,
     plugin_devices,
@@ -139,7 +140,7 @@ def create_session(
     own = provider_options(provider, index, settings)
     if stream is not None:
         own["user_compute_stream"] = str(stream)
-    if provider.plugin:
+    if provider.plugin and not built_in(provider):
         options.add_provider_for_devices([plugin_devices(provider)[index]], own)
     else:
         fallback = [] if provider.name == CPU else [CPU]

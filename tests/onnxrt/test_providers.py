@@ -10,6 +10,7 @@ import pytest
 from maseRT.errors import CheckError, MissingError, UsageError
 from maseRT.onnxrt import providers
 from maseRT.onnxrt.providers import (
+    CPU,
     PROVIDERS,
     SessionSettings,
     parse_device,
@@ -17,7 +18,7 @@ from maseRT.onnxrt.providers import (
     saturating_products,
     why_unavailable,
 )
-from maseRT.runtimes.onnxruntime import OnnxRuntime, check_assignment
+from maseRT.runtimes.onnxruntime import OnnxRuntime, check_assignment, create_session
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,18 @@ def test_a_plugin_without_a_device_for_this_hardware_says_so(monkeypatch):
 def test_a_plugin_that_is_not_installed_says_so(monkeypatch):
     monkeypatch.setattr(providers, "find_spec", lambda name: None if name == "onnxruntime_ep_openvino" else object())
     assert "pip install onnxruntime-ep-openvino" in why_unavailable("openvino")
+
+
+def test_a_provider_that_is_built_in_needs_no_plugin(linear_onnx, monkeypatch):
+    name = PROVIDERS["openvino"].name
+    asked = {}
+    monkeypatch.setattr(providers, "find_spec", lambda name: None if name == "onnxruntime_ep_openvino" else object())
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [name, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda file, options, **rest: asked.update(rest))
+    assert why_unavailable("openvino") is None
+    create_session(linear_onnx, "openvino", SessionSettings(threads=2))
+    assert asked["providers"] == [name, CPU]
+    assert asked["provider_options"][0]["num_of_threads"] == "2"
 
 
 def test_plugin_libraries_are_registered_once(monkeypatch):

@@ -497,7 +497,7 @@ WARNINGS = {
         "onnxruntime-int8",
         set_in("onnxruntime-int8", "method", "versions", to={"numpy": "1.0"}),
     ),
-    "another device": ("same-method", "onnxruntime-int8", set_in("onnxruntime-int8", "method", "device", to="cuda:1")),
+    "another device": ("same-method", "onnxruntime-int8", set_in("onnxruntime-int8", "method", "hardware", to="A100")),
 }
 
 

@@ -11,7 +11,7 @@ from maseRT.report.schema import Method, Provider, Report, Row
 _MUST_BE_SAME = ("transfers", "isolated", "warmup", "batch_sizes")
 _OWN_FORMS = ("qdq", "static", "dynamic")
 _QDQ_HINT = '[onnxruntime] modes = ["qdq"] makes the form whose pairs kernels absorb'
-_SHOULD_BE_SAME = ("iterations", "rounds", "device", "hardware")
+_SHOULD_BE_SAME = ("iterations", "rounds", "hardware")
 
 
 def provider(report: Report) -> Iterator[Told]:
@@ -76,13 +76,14 @@ def integers(report: Report) -> Iterator[Told]:
 def same_method(report: Report) -> Iterator[Told]:
     """All rows were measured by one method: only then do their ratios mean anything.
 
-    Transfers, warm-up, isolation and batches must be the same, and threads on one device; other counts, devices and
-    versions should be. CUDA graphs, which one runtime replays and another cannot, must be alike within a runtime.
+    Transfers, warm-up, isolation and batches must be the same, and threads on one piece of hardware; other counts, the
+    hardware and versions should be. CUDA graphs, which one runtime replays and another cannot, must be alike within a
+    runtime.
     """
     timed = [(row, row.method) for row in report.rows if row.timings and row.method is not None]
     for index, (row, method) in enumerate(timed):
         yield from _unlike(row, method, timed[0], (*_MUST_BE_SAME, *_SHOULD_BE_SAME))
-        beside = [each for each in timed[:index] if each[1].device == method.device]
+        beside = [each for each in timed[:index] if each[1].hardware == method.hardware]
         yield from _unlike(row, method, beside[0], ("threads",)) if beside else ()
         kin = [each for each in beside if each[0].runtime == row.runtime]
         yield from _unlike(row, method, kin[0], ("cuda_graph",)) if kin else ()
