@@ -49,6 +49,8 @@ opset = 19
 runtime = "{runtime}"
 on_mismatch = "warn"
 batch = {{ min = 1, opt = 64, max = 64 }}
+[onnxruntime]
+modes = ["optimized", "auto-mixed", "qdq"]
 [analyze]
 runtimes = ["torch", "onnxruntime", "{runtime}"]
 batch_sizes = [1, 64]
@@ -105,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/tmp/masert-report"))
-    parser.add_argument("--budget", type=float, default=300)
+    parser.add_argument("--budget", type=float, default=400)
     parser.add_argument("--model", default="digits-cnn")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--dry-run", action="store_true")
