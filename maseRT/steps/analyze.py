@@ -30,7 +30,7 @@ from maseRT.steps.common import Setting, load_plan, set_up
 from maseRT.steps.drifting import drift
 from maseRT.steps.measuring import Measured, Measurement, measure
 from maseRT.steps.resume import Finished
-from maseRT.steps.rows import TRANSFERS, hardware_name, not_run, row_of
+from maseRT.steps.rows import TRANSFERS, hardware_name, not_run, row_of, versions_of
 from maseRT.steps.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.showing import Shown, show
 from maseRT.steps.table import STEPS, Context, StepResult, final_plan
@@ -146,7 +146,7 @@ def _answers_key(context: Context, artifact: Artifact, rows: Rows, section: Anal
         "settings": repr(artifact.settings),
         "files": ", ".join(sha256(path) for path in files if path.exists()),
         "samples": f"{section.split}, {section.batches or 'all'} batches",
-        "got": ", ".join((*opened.got, *(f"{name} {version}" for name, version in sorted(opened.versions.items())))),
+        "got": ", ".join((*opened.got, *map(" ".join, versions_of(artifact, opened).items()))),
     }
 
 

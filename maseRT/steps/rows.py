@@ -58,11 +58,19 @@ def row_of(
         artifact,
         metrics=metrics_of({**metrics.as_dict(), "confusion": metrics.confusion}),
         provider=_provider(artifact, opened),
-        method=method.model_copy(update={"versions": method.versions | opened.versions}),
+        method=method.model_copy(update={"versions": method.versions | versions_of(artifact, opened)}),
         seconds=shown.seconds[name] + opened.seconds + (measured.all_seconds if measured else 0.0),
         measured_seconds=measured.seconds if measured else 0.0,
         **rest,
     )
+
+
+def versions_of(artifact: Artifact, opened: Opened) -> dict[str, str]:
+    """Return the versions of what computed a row: a process of several rows has loaded what others compute with."""
+    modules = {artifact.runtime.replace("-", "_")}
+    if artifact.runtime == "onnxruntime":
+        modules.add(parse_device(artifact.device)[0].plugin)
+    return {name: version for name, version in opened.versions.items() if name in modules}
 
 
 def hardware_name(device: str) -> str:
