@@ -18,7 +18,8 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from maseRT.errors import MaseRTError, StepError
-from maseRT.onnx_translations import translations
+from maseRT.onnx_casts import compute_in_half
+from maseRT.onnx_translations import plain_pools, translations
 from maseRT.quant.lstm import projections_written_out
 from maseRT.quant.quantizer import exporting
 
@@ -65,6 +66,7 @@ def export_onnx(
     with _quiet(), _as_exported(model), torch.no_grad():
         program = _trace(model, example, free)
         proto = _convert(program, opset)
+    compute_in_half(proto.graph)
     _clean(proto, free)
     _check(proto, opset)
     path.write_bytes(proto.SerializeToString(deterministic=True))
@@ -213,6 +215,7 @@ def _innermost_layer(error: Exception, model: nn.Module) -> str:
 
 
 def _convert(program: ExportedProgram, opset: int) -> onnx.ModelProto:
+    plain_pools(program)
     try:
         converted = torch.onnx.export(
             program,
@@ -221,7 +224,7 @@ def _convert(program: ExportedProgram, opset: int) -> onnx.ModelProto:
             opset_version=opset,
             dynamo=True,
             verbose=False,
-            custom_translation_table=translations(program),
+            custom_translation_table=translations(),
         )
     except Exception as error:
         raise _convert_error(error, program) from error

@@ -10,20 +10,20 @@ import torch
 from torch.export import ExportedProgram
 
 
-def translations(program: ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return what `torch.onnx.export` takes as `custom_translation_table` for a program."""
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return what `torch.onnx.export` takes as `custom_translation_table`."""
     from onnxscript.function_libs.torch_lib.ops import nn as known
 
     aten = torch.ops.aten
-    table: dict[Callable[..., Any], Callable[..., Any]] = {
+    return {
         aten.avg_pool2d.default: _average_pool(known.aten_avg_pool2d),
         aten.avg_pool3d.default: _average_pool(known.aten_avg_pool3d),
         aten._adaptive_avg_pool3d.default: _adaptive_avg_pool,
         aten.rrelu_with_noise_functional.default: _rrelu,
+        aten.celu.default: _celu(known.aten_celu),
+        aten.threshold.default: _threshold,
+        aten.upsample_linear1d.vec: known.aten_upsample_bilinear2d_vec,  # a Resize of any number of dimensions
     }
-    if _adaptive_pools_divide(program):  # else the exporter takes them apart, and computes in FP32 what is in half
-        table[aten._adaptive_avg_pool2d.default] = _adaptive_avg_pool
-    return table
 
 
 def _average_pool(average_pool: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,12 +56,23 @@ def _average_pool(average_pool: Callable[..., Any]) -> Callable[..., Any]:
     return translate
 
 
-def _adaptive_pools_divide(program: ExportedProgram) -> bool:
-    """Whether in every adaptive average pool of one or two dimensions each output averages as many inputs."""
+def plain_pools(program: ExportedProgram) -> None:
+    """Make adaptive average pools in which each output averages as many inputs plain ones, in place.
+
+    The exporter takes them apart, and computes in FP32 what is in half. Pools over everything are means, and stay.
+    """
     aten = torch.ops.aten
-    pools = (aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default)
-    calls = (node for node in program.graph.nodes if node.target in pools)
-    return all(_divides(list(call.args[0].meta["val"].shape)[-len(call.args[1]) :], call.args[1]) for call in calls)
+    plain = {
+        aten.adaptive_avg_pool1d.default: aten.avg_pool1d.default,
+        aten.adaptive_avg_pool2d.default: aten.avg_pool2d.default,
+    }
+    for node in program.graph.nodes:
+        if node.target in plain:
+            x, output_size = node.args
+            sizes = list(x.meta["val"].shape)[-len(output_size) :]
+            if _divides(sizes, output_size) and any(out != 1 for out in output_size):
+                kernel = [size // out for size, out in zip(sizes, output_size, strict=True)]
+                node.target, node.args = plain[node.target], (x, kernel, kernel)
 
 
 def _divides(sizes: Sequence[Any], output_size: Sequence[Any]) -> bool:
@@ -91,3 +102,35 @@ def _rrelu(
     from onnxscript import opset18 as op
 
     return op.LeakyRelu(self, alpha=(lower + upper) / 2), noise
+
+
+def _celu(in_fp32: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a translation that computes in the input's type; ONNX has Celu in FP32 alone."""
+
+    def translate(self: Any, alpha: float = 1.0) -> Any:
+        from onnxscript import FLOAT
+        from onnxscript import opset18 as op
+
+        if self.dtype == FLOAT.dtype:
+            return in_fp32(self, alpha)
+        if alpha == 1:
+            return op.Elu(self)
+        factor = _like(self, alpha)
+        return op.Where(op.Greater(self, _like(self, 0.0)), self, op.Mul(op.Elu(op.Div(self, factor)), factor))
+
+    return translate
+
+
+def _threshold(self: Any, threshold: float, value: float) -> Any:
+    """Translate Threshold in the input's type."""
+    from onnxscript import opset18 as op
+
+    return op.Where(op.LessOrEqual(self, _like(self, threshold)), _like(self, value), self)
+
+
+def _like(tensor: Any, value: float) -> Any:
+    """Return a constant of a tensor's type."""
+    from onnxscript import opset18 as op
+
+    constant: Any = op.Constant(value_float=float(value))
+    return op.CastLike(constant, tensor)

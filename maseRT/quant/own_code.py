@@ -34,7 +34,7 @@ PRODUCTS: dict[type[nn.Module], str] = {
 }
 """The layers whose subclasses are tried out, each with the operation that it is."""
 
-_ALL_PRODUCTS = frozenset((*PRODUCTS.values(), "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "bilinear"))
+ALL_PRODUCTS = frozenset((*PRODUCTS.values(), "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm", "bilinear"))
 _SMALLEST_IMAGE = 8
 
 
@@ -202,7 +202,7 @@ class _Run(TorchFunctionMode):
         if func in self._functions:
             self.products.append(Product.of(args, kwargs or {}))
             self.result = result
-        elif operation_name(func) in _ALL_PRODUCTS:
+        elif operation_name(func) in ALL_PRODUCTS:
             self.others.append(operation_name(func))
         return result
 

@@ -17,6 +17,7 @@ from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
 from maseRT.quant.calibrators import shortened
 from maseRT.quant.foldable import find_folds, folds_in_sequentials, nodes_of_folded
+from maseRT.quant.in_fp32 import layers_in_fp32, operation_in_fp32
 from maseRT.quant.inventory import calls_of, layers_of, operations_of
 from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
@@ -37,6 +38,7 @@ from maseRT.quant.placement import (
 from maseRT.quant.pooling import POOLS, without_kernel
 from maseRT.quant.trace import Graph, Kind, Node, record_stable, training_differences
 
+_HALVES = frozenset((Precision.FP16, Precision.BF16))
 _OPERATIONS_TO_QUANTIZE = frozenset(("add", "cat"))
 
 
@@ -54,7 +56,7 @@ def make_plan(model: nn.Module, example: Tensor, section: QuantizeSection, *, mo
             is none; or weights overflow in half precision and the section says "error".
     """
     graph, untraced = record_stable(model, example)
-    planner = _Planner(model, graph, section)
+    planner = _Planner(model, graph, section, example)
     notes = [f"placed layer by layer: {untraced}; {_LOST}"] if graph is None else []
     plan = planner.plan(model_name, example, notes)
     return keep_in_fp32(plan, weights_beyond_half(model, plan), overflow=section.overflow)
@@ -117,7 +119,7 @@ class _Choice:
 class _Planner:
     """Holds what every decision looks at."""
 
-    def __init__(self, model: nn.Module, graph: Graph | None, section: QuantizeSection) -> None:
+    def __init__(self, model: nn.Module, graph: Graph | None, section: QuantizeSection, example: Tensor) -> None:
         self._model = model
         self._graph = graph
         self._section = section
@@ -131,6 +133,8 @@ class _Planner:
             section.rules, self._layers, where="quantize.rules", others=[o.name for o in self._operations]
         )
         self._check_rules()
+        asked = {self._region, section.precision, *(rule.precision for rule in section.rules)}
+        self._in_fp32 = self._computing_in_fp32(example) if asked & _HALVES else {}
 
     def plan(self, model_name: str, example: Tensor, notes: list[str]) -> Plan:
         """Put the decisions together."""
@@ -160,6 +164,7 @@ class _Planner:
                 *_unmerged(self._model, unfolded),
                 *_with_stored_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
                 *self._without_kernel(layers),
+                *self._fp32_against_rules(),
                 *self._shadowed_rules(),
                 *self._without_int8(layers),
             ),
@@ -197,9 +202,19 @@ class _Planner:
         op = next(operation.op for operation in self._operations if operation.name == name)
         return None if operation_in_bf16(op) else NO_BF16_FORM
 
+    def _computing_in_fp32(self, example: Tensor) -> dict[str, str]:
+        """Return the layers and operations that compute in FP32 even where they are given half precision, and why."""
+        layers = layers_in_fp32(self._model, self._modules, self._calls, example)
+        reasons = {operation.name: operation_in_fp32(operation.op) for operation in self._operations}
+        return layers | {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def _only_fp32(self, name: str, asked: Precision) -> str | None:
+        """Say why a layer or operation is FP32 where another float precision is asked for, or None."""
+        return (self._in_fp32.get(name) if asked in _HALVES else None) or self._cannot(name, asked)
+
     def _float_for(self, name: str, asked: Precision) -> Precision:
         """Return a float precision, or FP32 in its place where a layer or operation cannot have it."""
-        return asked if self._cannot(name, asked) is None else Precision.FP32
+        return asked if self._only_fp32(name, asked) is None else Precision.FP32
 
     def _shadowed_rules(self) -> list[str]:
         deciding = set(self._matches.values())
@@ -207,6 +222,18 @@ class _Planner:
             f"rule {index + 1} ({rule.describe()}) decides nothing: earlier rules match the same layers"
             for index, rule in enumerate(self._section.rules)
             if index not in deciding
+        ]
+
+    def _fp32_against_rules(self) -> list[str]:
+        """Say what rules ask half precision for that computes in FP32 all the same."""
+        names: dict[tuple[Precision, str], list[str]] = {}
+        for name, reason in self._in_fp32.items():
+            rule, _ = self._rule_of(name)
+            if rule is not None and rule.precision in _HALVES:
+                names.setdefault((rule.precision, reason), []).append(name)
+        return [
+            f"{shortened(found)}: fp32, although a rule asks for {asked}: {reason}"
+            for (asked, reason), found in names.items()
         ]
 
     def _without_kernel(self, layers: Iterable[LayerPlan]) -> list[str]:
@@ -246,8 +273,10 @@ class _Planner:
         return _Choice(Precision.INT8, source)
 
     def _float_choice(self, name: str, asked: Precision, reason: str, *, tiny: bool = False) -> _Choice:
-        given = self._float_for(name, asked)
-        return _Choice(given, reason if given is asked else f"{reason}; fp32: {NO_BF16_FORM}", tiny=tiny)
+        only = self._only_fp32(name, asked)
+        if only is None:
+            return _Choice(asked, reason, tiny=tiny)
+        return _Choice(Precision.FP32, f"{reason}; fp32: {only}", tiny=tiny)
 
     def _obstacle(self, layer: LayerPlan, rule: PrecisionRule | None) -> str | None:
         """Say why a layer that is to be INT8 stays float, or None."""
