@@ -14,6 +14,7 @@ _LAYERS = (
     nn.modules.instancenorm._InstanceNorm,
     nn.RNNBase,
     nn.GroupNorm,
+    nn.LocalResponseNorm,
     nn.CELU,
     nn.ELU,
     nn.Hardsigmoid,
@@ -28,7 +29,7 @@ _OPERATIONS = """
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    instance_norm group_norm celu elu hardsigmoid hardswish mish selu softplus softsign
+    instance_norm group_norm local_response_norm celu elu hardsigmoid hardswish mish selu softplus softsign
     einsum sin cos round topk grid_sample
 """
 _NAMES = frozenset(_OPERATIONS.split())

@@ -174,7 +174,7 @@ def test_layers_of_an_fp16_model_are_exported_as_planned(
     ids=str,
 )
 def test_layers_in_fp32_stay_so_in_the_file(settings: dict[str, object], tmp_path: Path) -> None:
-    net = Around(nn.AdaptiveMaxPool2d(1), nn.Softsign(), shape=IMAGE)
+    net = Around(nn.AdaptiveMaxPool2d(1), nn.Softsign(), nn.LocalResponseNorm(2), nn.RMSNorm(12), shape=IMAGE)
     plan = planned(net, **settings)
     assert FP32 in {layer.precision for layer in plan.layers}
     path = exported(calibrated(net, plan), tmp_path / "model.onnx")
