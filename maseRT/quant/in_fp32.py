@@ -27,6 +27,8 @@ _OWN_CODE = "its own code computes in FP32, whatever its type is"
 _FAILS = "its own code does not run in half precision"
 
 _OPERATIONS = {"rms_norm": _RMS_NORM}
+_SUMMED_UP = frozenset(("sum", "cumsum", "prod", "var", "std", "var_mean", "std_mean"))
+"""Operations that the exporter writes in FP32, as kernels compute them; torch gives their result in half."""
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
 
@@ -146,6 +148,6 @@ class _Watch(TorchFunctionMode):
         if op not in RESHAPING and op not in SELECTING:
             product = op in ALL_PRODUCTS and not all(computed[:2])
             self._types[product] |= {tensor.dtype for tensor in tensors_in(result) if tensor.is_floating_point()}
-            if op in _OPERATIONS:
+            if op in _OPERATIONS or op in _SUMMED_UP:
                 self._types[product].add(torch.float32)
         return result

@@ -351,6 +351,8 @@ def flow_of(graph: Graph, *, folded: frozenset[str], inside: Callable[[Node], st
         for reader, _ in graph.final_readers(node.index, passes):
             if reader.kind is Kind.OPERATION and not reader.floating:
                 continue  # a comparison, which takes any type
+            if passes(reader):
+                continue  # it reads the shape or the type alone, as `x.reshape_as(y)` does of y
             consumer = OUTPUT if reader.kind is Kind.OUTPUT else inside(reader)
             if producer != consumer:
                 pairs[producer, consumer] = None

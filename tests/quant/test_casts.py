@@ -51,6 +51,31 @@ def test_the_whole_model_in_another_type(precision: str, dtype: torch.dtype) -> 
         torch.testing.assert_close(net(x), expected, rtol=0.05, atol=0.05)
 
 
+class TokenNorm(nn.Module):
+    """A linear layer with BatchNorm over all tokens, as in LeViT."""
+
+    input_shape = (5, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.head(self.norm(x.flatten(0, 1)).reshape_as(x)).mean(1)
+
+
+def test_what_reads_a_shape_alone_takes_part_in_no_cast() -> None:
+    net = TokenNorm().eval()
+    x = batch(net)
+    expected = net(x)
+    quantize_model(net, planned(net, precision="fp16"))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected, rtol=0.05, atol=0.05)
+
+
 def test_fp32_stays_untouched() -> None:
     net = lively(ResNet())
     x = batch(net)

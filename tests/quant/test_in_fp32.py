@@ -1,5 +1,6 @@
 """FP16 models: what is exported in FP16 is planned so, and what computes in FP32 whatever is asked is planned FP32."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x.to(x.dtype)) + torch.arange(x.shape[-1], dtype=torch.float32).to(x.dtype)
+
+
+class Summed(nn.Module):
+    """Sums up by a function that the exporter writes in FP32."""
+
+    def __init__(self, function: Callable[..., Tensor], **settings: object) -> None:
+        super().__init__()
+        self.function, self.settings = function, settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + self.function(x.abs(), dim=-1, **self.settings))
 
 
 class Attended(nn.Module):
@@ -111,6 +123,10 @@ IN_FP32 = {
         Norm(16),
         FunctionalNorm(16),
         LayerNorm32(16),
+        Summed(torch.sum, keepdim=True),
+        Summed(torch.var, keepdim=True),
+        Summed(torch.std, keepdim=True),
+        Summed(torch.cumsum),
     ],
     IMAGE: [nn.AdaptiveAvgPool2d((5, 4)), nn.Upsample(scale_factor=2, mode="nearest-exact")],
 }
