@@ -379,7 +379,7 @@ class AnalyzeSection(Section):
     isolate: bool = Field(
         True, description="Measure each row in a process of its own, all alive together, in turns; false: in this one."
     )
-    energy: bool = Field(True, description="Measure energy where a counter can be read: over 3 seconds a row.")
+    energy: bool = Field(True, description="Measure energy where a counter can be read: four seconds a row.")
     drift: DriftLimits = DriftLimits()
     sensitivity: bool = Field(False, description="Rank the layers by what quantizing each alone costs.")
     sensitivity_batches: Positive = Field(4, description="Validation batches that each layer's pass takes.")

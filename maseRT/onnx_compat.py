@@ -57,17 +57,22 @@ def flat_max_pools(model: ModelProto) -> None:
     Those with an unknown size beside the batch, with dilations or with indices stay.
     """
     graph = model.graph
+    if not any(map(_can_be_flat, graph.node)):
+        return  # most models: inferring their shapes takes a while
     shapes = _shapes(model)
     nodes: list[NodeProto] = []
     for node in graph.node:
-        sizes = shapes.get(node.input[0], []) if node.input else []
-        flat = node.op_type == "MaxPool" and len(node.output) == 1 and len(sizes) == 5 and all(sizes[1:])
-        nodes += _flattened(graph, node, sizes) if flat and not _dilated(node) else [node]
+        sizes = shapes.get(node.input[0], []) if _can_be_flat(node) else []
+        nodes += _flattened(graph, node, sizes) if sizes and all(sizes[1:]) else [node]
     _replace_nodes(graph, nodes)
 
 
-def _dilated(pool: NodeProto) -> bool:
-    return any(each.name == "dilations" and set(each.ints) != {1} for each in pool.attribute)
+def _can_be_flat(node: NodeProto) -> bool:
+    """Whether a node is a 3-D max pool without dilations and indices."""
+    if node.op_type != "MaxPool" or len(node.output) != 1:
+        return False
+    given = {each.name: list(each.ints) for each in node.attribute}
+    return len(given["kernel_shape"]) == 3 and set(given.get("dilations", [1])) == {1}
 
 
 def _pooled(size: int, kernel: int, stride: int, pads: tuple[int, int], *, ceil_mode: int) -> int:

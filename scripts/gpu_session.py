@@ -82,9 +82,8 @@ def run(part: Part, options: argparse.Namespace, seconds: float) -> dict[str, ob
         try:
             code: int | str = process.wait(timeout=seconds + START_SECONDS / 2)
         except subprocess.TimeoutExpired:
-            os.killpg(
-                process.pid, signal.SIGKILL
-            )  # and what it started: a build goes on otherwise, beside the next part
+            # With what it started: a build would go on beside the next part.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             code = "out of time"
     print(log.read_text()[-4000:], flush=True)

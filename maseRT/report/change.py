@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from maseRT.report.schema import Interval
+from maseRT.report.schema import interval_of
 from maseRT.report.wording import change_interval, metric_change, metric_value, significant
 
 Kind = Literal["ratio", "difference"]
@@ -62,7 +62,7 @@ class Change:
         """Return the change with its interval, such as "11 % less (9.1 to 13 %)"; "" for equal values."""
         if self.verdict == "same":
             return ""
-        interval = Interval(low=self.low, high=self.high) if self.low is not None and self.high is not None else None
+        interval = interval_of(self.low, self.high)
         if self.kind == "difference":
             ends = f" ({change_interval(self.figure, interval, self.samples)})" if interval else ""
             return f"{metric_change(self.figure, self.change, self.samples)}{ends}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maseRT.report.schema import Energy, Interval, Method, Report, Row, Timing
+from maseRT.report.schema import Energy, Method, Report, Row, Timing, interval_of
 from maseRT.report.wording import count, duration, measured
 
 Facts = list[tuple[str, str]]
@@ -104,8 +104,7 @@ def _device_time(timings: Sequence[Timing]) -> str:
 
 def _energy(energy: Energy) -> str:
     """Return what counted energy, how often, and what the device takes without work."""
-    ends = energy.idle_watts_low, energy.idle_watts_high
-    interval = Interval(low=ends[0], high=ends[1]) if ends[0] is not None and ends[1] is not None else None
+    interval = interval_of(energy.idle_watts_low, energy.idle_watts_high)
     visits = f"{energy.visits} visits in turns" if energy.visits > 1 else "one visit"
     return f"{energy.source}, {visits}; {measured(energy.idle_watts, interval, 'W')} without work"
 

@@ -27,7 +27,7 @@ from maseRT.report.figures.page import page_figures
 from maseRT.report.schema import Report
 from maseRT.report.tables import epoch_tables, page_tables
 from maseRT.report.verdict import verdict
-from maseRT.report.wording import count, metric_name
+from maseRT.report.wording import capitalized, count, metric_name
 
 _ORDER = {"error": 0, "warning": 1}
 
@@ -43,7 +43,7 @@ def html(report: Report) -> str:
         "findings": sorted(report.findings, key=lambda finding: _ORDER[finding.severity]),
         "gates": sorted(report.gates, key=lambda gate: gate.passed),
         "columns": [column for column in columns(report) if column.shown != "aside"],
-        "launch_bound": launch_bound_sentence(report),
+        "launch_bound": capitalized(launch_bound_sentence(report)),
         "samples": samples_sentence(report),
         "figures": figures,
         "tables": page_tables(report),

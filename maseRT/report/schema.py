@@ -38,6 +38,11 @@ class Interval(Part):
     high: Real
 
 
+def interval_of(low: float | None, high: float | None) -> Interval | None:
+    """Return the interval between two ends; None where one is not known."""
+    return None if low is None or high is None else Interval(low=low, high=high)
+
+
 class Metrics(Part):
     """The loss and the metrics of a row.
 

@@ -90,7 +90,7 @@ def measure(
 
     Args:
         workers: open, by row.
-        devices: of each row, "cpu" or "cuda:N".
+        devices: of each row, as `maseRT.hardware.computing` names it.
         batches: what is inferred, by batch size.
         section: [analyze].
         finished: batch sizes that were measured before an interruption, all rows in turns.

@@ -139,7 +139,7 @@ def measure_energies(
 
     Args:
         workers: open, with a bound batch, by row.
-        devices: of each row, "cpu" or "cuda:N".
+        devices: of each row, as `maseRT.hardware.computing` names it.
         visits: to each row.
         seconds: of steady work in each visit.
         idle_seconds: of each look at a device without work.
@@ -185,7 +185,7 @@ def idle_power(device: str, *, seconds: float = IDLE_SECONDS) -> Power | str:
     """Return a device's power while all workers sleep, a moment after they worked; or why it is not known.
 
     Args:
-        device: "cpu" or "cuda:N".
+        device: as `maseRT.hardware.computing` names it.
         seconds: to watch.
     """
     with open_meter(device) as meter:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from maseRT.report.checks.told import ROUNDED, Told, error, near, pairs, warning
-from maseRT.report.schema import Energy, Interval, Latency, Report, Row, Timing
+from maseRT.report.schema import Energy, Interval, Latency, Report, Row, Timing, interval_of
 
 _TIGHT = 1e-6
 """Relative: what floating point may add when the same numbers are summed in another order."""
@@ -124,8 +124,9 @@ def _energy_estimates(row: str, energy: Energy) -> Iterator[tuple[str, str, floa
         ("joules per sample", energy.joules_per_sample, energy.joules_low, energy.joules_high),
         ("joules above idle", energy.net_joules_per_sample, energy.net_joules_low, energy.net_joules_high),
     ):
-        if low is not None and high is not None:
-            yield row, what, value, Interval(low=low, high=high)
+        interval = interval_of(low, high)
+        if interval is not None:
+            yield row, what, value, interval
 
 
 def _inside(value: float, interval: Interval) -> bool:
