@@ -15,7 +15,7 @@ from maseRT.onnx_graph import ExportedLayer
 from maseRT.plan import NO_BF16_FORM, OUTPUT, LayerPlan, Plan
 from maseRT.precision import Precision
 from maseRT.runtimes.base import EngineInfo, EngineLayer
-from maseRT.runtimes.trt.layers import NOT_OBSERVED, executed
+from maseRT.runtimes.trt.layers import NOT_OBSERVED, executed, is_opaque
 
 SCHEMA = 1
 
@@ -45,7 +45,8 @@ class Kernel:
 
     Attributes:
         name: the engine's name for it.
-        layer: the plan's layer that it belongs to, that with the product where it fuses several; "" where untold.
+        layer: the plan's layer that it belongs to, that with the product where it fuses several; "" where untold, or
+            where it hides several.
         type: the engine's word for its kind.
         tactic: the kernel, where known.
         precision: what it computes in; "" where its tensors do not tell.
@@ -55,6 +56,7 @@ class Kernel:
         ms: mean time of one inference; None where it was not measured.
         inputs: names of the tensors it reads, as `reads`.
         outputs: names of the tensors it writes, as `writes`.
+        hides: the plan's layers that are all compiled into this one, of which no types are told.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Kernel:
     ms: float | None = None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    hides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,12 @@ class Receipt:
         return _time(self.converting) / total if total else None
 
     def kernels_of(self, layer: str) -> tuple[Kernel, ...]:
-        """Return the kernels that belong to a layer of the plan."""
-        return tuple(kernel for kernel in self.kernels if kernel.layer == layer)
+        """Return the kernels that belong to a layer of the plan, and those that hide it."""
+        return tuple(kernel for kernel in self.kernels if layer == kernel.layer or layer in kernel.hides)
 
     def ms_of(self, layer: str) -> float | None:
         """Return the time of a layer's own kernels; None where it is not known."""
-        return _time(self.kernels_of(layer)) or None
+        return _time(kernel for kernel in self.kernels if kernel.layer == layer) or None
 
     def with_times(self, times_ms: Mapping[str, float]) -> Receipt:
         """Return the receipt with the times of kernels, by name."""
@@ -163,6 +166,17 @@ class Receipt:
         share = self.converting_share
         time = f", {share:.1%} of the time" if share is not None else ""
         return f"{len(self.converting)} of {len(self.kernels)} kernels only change types or layouts{time}"
+
+    def hiding(self) -> str:
+        """Return what the engine keeps to itself, in one sentence; "" where that is nothing."""
+        hiding = [kernel for kernel in self.kernels if kernel.hides]
+        if not hiding:
+            return ""
+        hidden = len({layer for kernel in hiding for layer in kernel.hides})
+        total = _time(self.kernels)
+        time = f", {_time(hiding) / total:.1%} of the time" if total else ""
+        into = "one kernel that tells" if len(hiding) == 1 else f"{len(hiding)} kernels that tell"
+        return f"{hidden} layers are compiled into {into} no types inside{time}"
 
     def overview(self) -> dict[str, Any]:
         """Return plain values for reports: the engine, how many layers each verdict has, and what converting costs."""
@@ -318,9 +332,11 @@ def _verdict(asked: str, wanted: set[str], exported: ExportedLayer, runs_in: str
 
 
 def _kernel(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) -> Kernel:
+    layers = _layers_of(layer, exported)
+    hides = tuple(layers) if is_opaque(layer) and len(layers) > 1 else ()
     return Kernel(
         name=layer.name,
-        layer=_home(layer, exported),
+        layer="" if hides else _home(layer, layers),
         type=layer.type,
         tactic=layer.tactic,
         precision=layer.precision,
@@ -329,13 +345,19 @@ def _kernel(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) ->
         converts=layer.converts_only,
         inputs=tuple(tensor.name for tensor in layer.inputs),
         outputs=tuple(tensor.name for tensor in layer.outputs),
+        hides=hides,
     )
 
 
-def _home(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) -> str:
+def _layers_of(layer: EngineLayer, exported: Mapping[str, ExportedLayer | None]) -> dict[str, ExportedLayer]:
+    """Return the plan's layers of which an engine layer computes something."""
     nodes = set(layer.nodes)
-    parts = {name: each for name, each in exported.items() if each is not None and nodes.intersection(each.nodes)}
-    owner = next((name for name, each in parts.items() if nodes.intersection(each.products)), None)
+    return {name: each for name, each in exported.items() if each is not None and nodes.intersection(each.nodes)}
+
+
+def _home(layer: EngineLayer, parts: Mapping[str, ExportedLayer]) -> str:
+    """Return the plan's layer that an engine layer belongs to, of those it computes something of."""
+    owner = next((name for name, each in parts.items() if not set(each.products).isdisjoint(layer.nodes)), None)
     return owner or next(iter(parts), "")
 
 

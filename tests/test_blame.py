@@ -23,7 +23,7 @@ def receipt(precisions, kernels):
 
     Args:
         precisions: layer -> asked for.
-        kernels: (layer, tensors read, tensor written, types as "before>after", ms) each.
+        kernels: (layer, tensors read, tensor written, types as "before>after", ms) each; "a+b" hides two layers.
     """
     layers = tuple(LayerReceipt(n, "Conv2d", asked, asked, asked, Verdict.AS_ASKED) for n, asked in precisions.items())
     made = []
@@ -32,7 +32,8 @@ def receipt(precisions, kernels):
         made.append(
             Kernel(
                 name=f"k{number}",
-                layer="" if layer == "convert" else layer,
+                layer="" if layer == "convert" or "+" in layer else layer,
+                hides=tuple(layer.split("+")) if "+" in layer else (),
                 type="",
                 tactic="",
                 precision="",
@@ -108,6 +109,25 @@ def test_layers_that_only_pay_together_are_proposed_together():
     assert found.lines()[-1] == 'the float engine stays the faster one: set [quantize] precision = "fp16"'
 
 
+def test_layers_that_one_kernel_hides_are_compared_together():
+    """The float engine hides one layer more than the INT8 engine: three layers of which no times can be told apart."""
+    kernels = [
+        ("stem", "in", "a", "int8>fp32", 0.02),
+        ("norm", "a", "b", "fp32>fp32", 0.01),
+        ("mix+head", "b", "out", "fp32>fp32", 0.09),
+    ]
+    floats = [("stem", "in", "a", "fp16>fp16", 0.02), ("norm+mix+head", "a", "out", "fp16>fp32", 0.06)]
+    asked = {"stem": "int8", "norm": "fp16", "mix": "int8", "head": "int8"}
+    found = blame(receipt(asked, kernels), receipt(dict.fromkeys(asked, "fp16"), floats))
+    (slower,) = found.slower
+    assert slower.layer == "norm ... head (3 layers in one)"
+    assert (slower.ms, slower.float_ms) == (pytest.approx(0.10), pytest.approx(0.06))
+    assert found.conversions == ()
+    (remedy,) = found.remedies
+    assert remedy.layers == ("mix", "head")
+    assert remedy.saves_ms == pytest.approx(0.04)
+
+
 def test_a_conversion_that_a_rule_would_need_is_counted():
     """Its result goes straight into an INT8 layer, which would have to be quantized by a kernel of its own."""
     kernels = [
@@ -181,6 +201,6 @@ def test_kernels_of_a_real_engine_are_connected_by_their_tensors(tmp_path):
     path = exported(calibrated(net, plan), tmp_path / "model.onnx")
     options = BuildOptions(batch=BatchRange(4, 4, 4), compute_capability="8.9")
     info = get_compiler("tensorrt-rtx").build(path, tmp_path / "model.trt", options)
-    graph = KernelGraph(receipt_from(plan, layer_precisions(path, names_in(plan)), info, onnx_sha256=""))
+    graph = KernelGraph(receipt_from(plan, layer_precisions(path, names_in(plan)), info, onnx_sha256=""), {})
     around = {name: layers - {NO_LAYER} for name, layers in graph.neighbours().items()}
     assert around == {"stem": {"stem", "body"}, "body": {"stem", "body", "last"}, "last": {"body", "last"}}

@@ -159,6 +159,20 @@ def test_a_product_of_which_no_kernel_tells_is_not_observed(built):
     assert verdicts["stem"] is verdicts["last"] is Verdict.NOT_OBSERVED
 
 
+def test_layers_that_are_compiled_into_one_kernel_are_counted_with_its_time(built):
+    plan, layers, info = built
+    hidden, beside = [name for name, each in layers.items() if each.products][:2], info.layers[-1]
+    nodes = tuple(node for name in hidden for node in layers[name].nodes)
+    opaque = replace(beside, name="{ForeignNode[first...last]}", type="Myelin", nodes=nodes, precision="")
+    receipt = receipt_from(plan, layers, replace(info, layers=(opaque, replace(beside, nodes=()))), onnx_sha256="")
+    assert receipt.hiding() == "2 layers are compiled into one kernel that tells no types inside"
+    timed = receipt.with_times({opaque.name: 0.3, beside.name: 0.1})
+    assert timed.hiding().endswith("inside, 75.0% of the time")
+    assert timed.ms_of(hidden[0]) is None
+    assert [kernel.name for kernel in timed.kernels_of(hidden[0])] == [opaque.name]
+    assert Receipt.from_json(json.loads(json.dumps(timed.to_json())), where="") == timed
+
+
 def test_an_int8_table_that_is_kept_in_float_has_the_same_rows(built):
     """`up` stands for an embedding: asked for and exported in INT8, executed in FP16."""
     plan, layers, info = built

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from maseRT.blame.findings import Blame, SlowerLayer
-from maseRT.blame.kernels import KernelGraph
+from maseRT.blame.kernels import KernelGraph, timed_together
 from maseRT.blame.remedies import NOISE, find_remedies, int8_layers
 from maseRT.errors import UsageError
 from maseRT.receipt import Receipt
@@ -22,8 +22,10 @@ def blame(quantized: Receipt, float_: Receipt) -> Blame:
         UsageError: there are no times, the models differ, or the second engine has INT8 layers.
     """
     _check(quantized, float_)
-    mine, theirs = KernelGraph(quantized), KernelGraph(float_)
-    layers = [SlowerLayer(layer.name, mine.ms_of(layer.name), theirs.ms_of(layer.name)) for layer in quantized.layers]
+    together = timed_together(quantized, float_)
+    mine, theirs = KernelGraph(quantized, together), KernelGraph(float_, together)
+    names = (*(layer.name for layer in quantized.layers), *together)
+    layers = [SlowerLayer(name, mine.ms_of(name), theirs.ms_of(name)) for name in names]
     slower = [each for each in layers if each.ms - each.float_ms > NOISE * each.ms]
     return Blame(
         ms=mine.total_ms,

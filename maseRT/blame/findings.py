@@ -12,7 +12,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class SlowerLayer:
-    """A layer whose kernels take longer in the INT8 engine than in the float engine."""
+    """A layer, or layers that are timed together, whose kernels take longer than in the float engine."""
 
     layer: str
     ms: float

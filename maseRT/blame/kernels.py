@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from maseRT.blame.findings import Conversion
 from maseRT.receipt import Kernel, Receipt
@@ -11,16 +12,34 @@ NO_LAYER = ""
 """Stands for the model's ends, and for kernels that belong to no layer of the plan."""
 
 
+def timed_together(*receipts: Receipt) -> dict[str, tuple[str, ...]]:
+    """Return the layers that some engine hides in one kernel, under a common name, in the order of the plan.
+
+    No engine tells their times apart, or one does and the other does not: they can only be compared together.
+    """
+    groups: list[set[str]] = []
+    for hidden in (set(kernel.hides) for receipt in receipts for kernel in receipt.kernels if kernel.hides):
+        joined = [group for group in groups if group & hidden]
+        groups = [*(group for group in groups if not group & hidden), hidden.union(*joined)]
+    ordered = [tuple(layer.name for layer in receipts[0].layers if layer.name in group) for group in groups]
+    return {f"{names[0]} ... {names[-1]} ({len(names)} layers in one)": names for names in ordered}
+
+
 class KernelGraph:
     """The kernels of one engine.
 
     Attributes:
-        kernels: in the order of execution.
+        kernels: in the order of execution; one that belongs to layers that are timed together bears their common name.
         total_ms: the sum of their times.
     """
 
-    def __init__(self, receipt: Receipt) -> None:
-        self.kernels = receipt.kernels
+    def __init__(self, receipt: Receipt, together: Mapping[str, Iterable[str]]) -> None:
+        common = {layer: name for name, layers in together.items() for layer in layers}
+        owners = [next(iter(kernel.hides), kernel.layer) for kernel in receipt.kernels]
+        self.kernels = tuple(
+            replace(kernel, layer=common.get(owner, owner))
+            for kernel, owner in zip(receipt.kernels, owners, strict=True)
+        )
         self.total_ms = sum(kernel.ms or 0.0 for kernel in self.kernels)
         self._writers: dict[str, list[Kernel]] = {}
         self._readers: dict[str, list[Kernel]] = {}

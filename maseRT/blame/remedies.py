@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from maseRT.blame.findings import Remedy
-from maseRT.blame.kernels import KernelGraph
+from maseRT.blame.kernels import KernelGraph, timed_together
 from maseRT.receipt import Receipt
 
 NOISE = 0.005
@@ -39,7 +39,8 @@ def find_remedies(quantized: Receipt, float_: Receipt) -> tuple[Remedy, ...]:
             break
         taken |= group
         predicted_ms -= saved_ms
-        layers = tuple(name for name in names if name in group)
+        freed = savings.freed_by(group)
+        layers = tuple(name for name in names if name in freed)
         rules = tuple(f'{{ name = "{name}", precision = "{float_precision[name]}" }},' for name in layers)
         found.append(Remedy(layers, rules, saved_ms, predicted_ms))
     return tuple(found)
@@ -74,8 +75,10 @@ class _Savings:
     """
 
     def __init__(self, quantized: Receipt, float_: Receipt) -> None:
-        self._mine, self._theirs = KernelGraph(quantized), KernelGraph(float_)
-        self._int8 = int8_layers(quantized)
+        self._together = timed_together(quantized, float_)
+        self._mine, self._theirs = KernelGraph(quantized, self._together), KernelGraph(float_, self._together)
+        self._all_int8 = int8_layers(quantized)
+        self._int8 = self._names(self._all_int8)
         self.total_ms = self._mine.total_ms
         self.noise_ms = NOISE * self.total_ms
         converting = [kernel.ms for kernel in quantized.converting if kernel.ms]
@@ -89,6 +92,16 @@ class _Savings:
         for edge in self._all_edges():
             for layer in {edge.writer, *edge.readers}:
                 self._edges.setdefault(layer, []).append(edge)
+
+    def freed_by(self, group: Set[str]) -> frozenset[str]:
+        """Return the INT8 layers that a group stands for: some of its names are those of layers timed together."""
+        members = (self._together.get(name, (name,)) for name in group)
+        return self._all_int8.intersection(chain.from_iterable(members))
+
+    def _names(self, layers: Set[str]) -> frozenset[str]:
+        """Return the names that layers are timed under."""
+        common = {name for name, members in self._together.items() if not layers.isdisjoint(members)}
+        return frozenset(common | (layers - {*chain.from_iterable(self._together.values())}))
 
     def best_group(self, taken: Set[str]) -> tuple[set[str], float]:
         """Return the group of further layers that saves most, the smallest of equal ones, and what it saves in ms.

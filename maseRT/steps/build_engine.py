@@ -68,7 +68,7 @@ def run(context: Context) -> StepResult:
             "notes": list(info.notes),
             "precision": {"layers": receipt.counts, "differ": [layer.name for layer in receipt.mismatches]},
         },
-        remarks=[f"precision of the layers: {receipt.summary()}"],
+        remarks=[f"precision of the layers: {receipt.summary()}", *filter(None, [receipt.hiding()])],
     )
 
 

@@ -117,7 +117,7 @@ def _several(plan: Plan, layers: Sequence[LayerReceipt], receipt: Receipt) -> Ex
     paste = ["to end the mismatches, put this first into [quantize] rules:", *(f"  {rule}" for rule in rules)]
     return Explanation(
         tables=(("", _without_empty(rows)),),
-        remarks=tuple(remark for remark in (receipt.summary(), receipt.conversions()) if remark)
+        remarks=tuple(remark for remark in (receipt.summary(), receipt.conversions(), receipt.hiding()) if remark)
         + (tuple(paste) if rules else ()),
         summary={
             **receipt.overview(),
@@ -148,7 +148,7 @@ def _one(plan: LayerPlan, layer: LayerReceipt, receipt: Receipt) -> Explanation:
         tables.append(("kernels", _without_empty([KERNEL_HEADER, *(_kernel_cells(kernel) for kernel in kernels)])))
     return Explanation(
         tables=tuple(tables),
-        remarks=(),
+        remarks=(receipt.hiding(),) if any(kernel.hides for kernel in kernels) else (),
         summary={
             **receipt.overview(),
             "layer": {**asdict(layer), "reason": plan.reason, "ms": ms},

@@ -109,7 +109,7 @@ def precision(config: Config, workspace: Workspace, kernels_ms: Mapping[str, flo
         return None
     raw = read_json(workspace.receipt, made_by="build-engine")
     receipt = Receipt.from_json(raw, where=str(workspace.receipt)).with_times(kernels_ms)
-    told = [receipt.conversions(), *(layer.describe() for layer in receipt.mismatches)]
+    told = [receipt.conversions(), receipt.hiding(), *(layer.describe() for layer in receipt.mismatches)]
     return Precision(
         runtime=receipt.runtime,
         version=receipt.version,

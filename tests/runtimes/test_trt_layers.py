@@ -1,12 +1,15 @@
 """What real tensorrt-rtx engines execute, as their build's log tells it."""
 
+import json
+
 import numpy as np
 import pytest
 from onnx import TensorProto
 
 from maseRT.runtimes import get_compiler
 from maseRT.runtimes.base import BatchRange, BuildOptions
-from maseRT.runtimes.trt.layers import executed
+from maseRT.runtimes.trt.layers import executed, layers_from_json
+from maseRT.runtimes.trt.onnx_facts import read_onnx
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,42 @@ def test_only_a_products_kernel_tells_how_it_runs(layers):
     assert scaling
     assert executed(layers, "body", ["node_conv2d_1"]) == "int8"
     assert executed(scaling, "body", ["node_conv2d_1"]) == "not observed"
+
+
+def _tensor(name, kind):
+    return {"Name": name, "Dimensions": [64, 4], "Format/Datatype": f"Row major linear {kind}"}
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["directly", "through a copy"])
+def test_what_a_myelin_layer_of_tensorrt_8_hides_is_found_between_its_ends(onnx_file, copied):
+    """Its name tells the first weight and the last operation, here a cast: no reason to take it for a conversion."""
+    weights = {name: np.eye(4, dtype=np.float32) for name in ("stem.weight", "norm.weight", "head.weight")}
+    nodes = [
+        ("MatMul", ["input", "stem.weight"], "stem", "stem", {}),
+        ("Mul", ["stem", "norm.weight"], "norm", "norm", {}),
+        ("MatMul", ["norm", "head.weight"], "head", "head", {}),
+        ("Cast", ["head"], "output", "", {"to": TensorProto.FLOAT}),
+    ]
+    origin = read_onnx(onnx_file(nodes, constants=weights)).origin
+    first, *_, last = origin.ops
+    named = {"Metadata": "", "TacticName": ""}
+    copy = _tensor("Reformatted Input Tensor 0 to {ForeignNode}", "FP16")
+    raw = [
+        {
+            "Name": first,
+            "LayerType": "gemm",
+            "Inputs": [_tensor("input", "FP16")],
+            "Outputs": [_tensor("stem", "FP16")],
+        },
+        {"Name": "copy", "LayerType": "Reformat", "Inputs": [_tensor("stem", "FP16")], "Outputs": [copy]},
+        {
+            "Name": f"{{ForeignNode[norm.weight...{last}]}}",
+            "LayerType": "Myelin",
+            "Inputs": [copy if copied else _tensor("stem", "FP16")],
+            "Outputs": [_tensor("output", "FP32")],
+        },
+    ]
+    layers = layers_from_json(json.dumps({"Layers": [{**named, **each} for each in raw]}), origin)
+    myelin = layers[-1]
+    assert (myelin.onnx_layers, myelin.owners, myelin.converts_only) == (("norm", "head"), ("head",), False)
+    assert [executed(layers, layer) for layer in ("stem", "norm", "head")] == ["fp16", "not observed", "not observed"]

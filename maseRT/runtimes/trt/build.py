@@ -67,7 +67,7 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
             )
         notes += [*(weak.notes if weak is not None else ()), *timing.save()]
         content = memoryview(engine)
-        layers, source = _observe(trt, flavour, content, heard, Origin(onnx.layers, onnx.ops))
+        layers, source = _observe(trt, flavour, content, heard, onnx.origin)
     out.write_bytes(content)
     return EngineInfo(
         runtime=flavour.name,

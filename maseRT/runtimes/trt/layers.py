@@ -19,7 +19,7 @@ _WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "int8")
 _QUANTIZED = frozenset({"fp8", "int8"})
 _IDS = frozenset({"int32", "int64"})
 _GENERATED = frozenset({"kgen", "pointwise", "pointwisev2"})
-_OPAQUE = frozenset({"myelin"})  # TensorRT 8: many operations in one layer, of which only the ends are told
+_OPAQUE = frozenset({"myelin"})
 _CONVERTING = frozenset({"cast", "noop", "reformat"})
 _DTYPES = {
     "float": "fp32",
@@ -39,10 +39,25 @@ class Origin:
     Attributes:
         layers: ONNX node -> torch layer, "" for the model itself.
         ops: ONNX node -> operator.
+        reads: ONNX node -> tensors that it reads.
+        makers: tensor -> the ONNX node that writes it.
     """
 
     layers: Mapping[str, str]
     ops: Mapping[str, str]
+    reads: Mapping[str, Sequence[str]]
+    makers: Mapping[str, str]
+
+    def between(self, inputs: Collection[str], outputs: Iterable[str]) -> tuple[str, ...]:
+        """Return the ONNX nodes that make some tensors of others, in the file's order."""
+        todo, found = [*outputs], set[str]()
+        while todo:
+            tensor = todo.pop()
+            node = self.makers.get(tensor) if tensor not in inputs else None
+            if node is not None and node not in found:
+                found.add(node)
+                todo += self.reads[node]
+        return tuple(node for node in self.ops if node in found)
 
 
 def layers_from_json(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
@@ -50,19 +65,25 @@ def layers_from_json(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
 
     Schemas are told apart by their keys: a tensor has "Format/Datatype" (TensorRT 8 and 10) or "Datatype" and "Format";
     a convolution has its weights' type in "Weights" (8) or among "Constants". Untested for want of engines: TensorRT
-    10 and 11, tensors whose type is "N/A due to dynamic shapes", and layers of the type Myelin (8).
+    10 and 11, and tensors whose type is "N/A due to dynamic shapes".
 
     Raises:
         ValueError: not such a JSON.
     """
     raw = json.loads(text, strict=False)  # TensorRT 8.6 writes raw control characters
-    return tuple(_layer(entry if isinstance(entry, dict) else {"Name": entry}, origin) for entry in raw["Layers"])
+    layers = [_layer(entry if isinstance(entry, dict) else {"Name": entry}, origin) for entry in raw["Layers"]]
+    return tuple(_opened(layer, layers, origin) if is_opaque(layer) else layer for layer in layers)
 
 
 def layers_from_log(text: str, origin: Origin) -> tuple[EngineLayer, ...]:
     """Return the layers of a builder's `Layers:` message, one line `Name: ..., LayerType: ..., Inputs: [...]` each."""
     lines = text.split("\n\n", 1)[0].splitlines()
     return tuple(_layer(_read_record(line), origin) for line in lines if line.startswith("Name: "))
+
+
+def is_opaque(layer: EngineLayer) -> bool:
+    """Whether an engine layer holds many operations and tells the types of its ends alone: Myelin's of TensorRT 8."""
+    return layer.type.lower() in _OPAQUE
 
 
 def executed(layers: Sequence[EngineLayer], torch_layer: str, products: Collection[str] = ()) -> str:
@@ -76,6 +97,7 @@ def executed(layers: Sequence[EngineLayer], torch_layer: str, products: Collecti
         products: ONNX nodes that multiply with the layer's weights. Where they are given, only the kernels that
             compute them tell: what quantizes in front of such a kernel and what scales behind it is no evidence.
     """
+    layers = [layer for layer in layers if not is_opaque(layer)]
     multiplied = {precision for node in products for precision in _of_product(layers, node)}
     if products:
         return _joined(multiplied) or NOT_OBSERVED
@@ -95,7 +117,7 @@ def _of_product(layers: Sequence[EngineLayer], node: str) -> set[str]:
 
     A quantized product's name stands on the float scaling behind its kernel too.
     """
-    silent = _GENERATED | _OPAQUE | _CONVERTING
+    silent = _GENERATED | _CONVERTING
     found = {layer.precision for layer in layers if node in layer.nodes and layer.type.lower() not in silent}
     return found & _QUANTIZED or found
 
@@ -115,7 +137,7 @@ def _precision(layer: EngineLayer) -> str:
     reads nothing but integers computes in them; a generated one converts them first, and may cast inside to where no
     tensor shows it. What reads ids alone and holds integers looks up a table of integers.
     """
-    if layer.type.lower() in _OPAQUE:
+    if is_opaque(layer):
         return ""
     taken = {tensor.dtype for tensor in layer.inputs}.intersection(_WIDEST_FIRST)
     weights = _weights(layer.constants)
@@ -162,8 +184,7 @@ def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
     name, kind = raw["Name"], raw.get("LayerType", "")
     converting = kind.lower() in _CONVERTING
     # A copy in front of a layer is named after that layer.
-    nodes = () if converting else tuple(dict.fromkeys(_nodes(raw.get("Metadata", ""), name, origin)))
-    computes = [node for node in nodes if origin.ops[node] not in CONVERSIONS]
+    nodes = [] if converting else _nodes(raw.get("Metadata", ""), name, origin)
     layer = EngineLayer(
         name=name,
         type=kind,
@@ -171,12 +192,34 @@ def _layer(raw: Mapping[str, Any], origin: Origin) -> EngineLayer:
         outputs=_tensors(raw.get("Outputs")),
         constants=_tensors(raw.get("Constants")) + _weights_by_type(raw.get("Weights")),
         tactic=raw.get("TacticName", ""),
+    )
+    layer = _computing(replace(layer, precision=_precision(layer)), nodes, origin)
+    return replace(layer, converts_only=True) if converting else layer
+
+
+def _computing(layer: EngineLayer, nodes: Iterable[str], origin: Origin) -> EngineLayer:
+    """Return an engine layer with the ONNX nodes that it computes."""
+    nodes = tuple(dict.fromkeys(nodes))
+    computes = [node for node in nodes if origin.ops[node] not in CONVERSIONS]
+    return replace(
+        layer,
         nodes=nodes,
         onnx_layers=_named(origin.layers[node] for node in computes),
         owners=_named(origin.layers[node] for node in computes if origin.ops[node] in MATRIX_OPS),
-        converts_only=converting or (bool(nodes) and not computes),
+        converts_only=bool(nodes) and not computes,
     )
-    return replace(layer, precision=_precision(layer))
+
+
+def _opened(opaque: EngineLayer, layers: Sequence[EngineLayer], origin: Origin) -> EngineLayer:
+    """Return an opaque layer with all that it computes; its name tells no more than the first and last operation."""
+    before = {
+        out.name: read.name for each in layers if each.converts_only for read in each.inputs for out in each.outputs
+    }
+    ends = {tensor.name for tensor in opaque.inputs}
+    while more := {before[name] for name in ends if name in before} - ends:  # a copy in front has a name of its own
+        ends |= more
+    inside = origin.between(ends, [tensor.name for tensor in opaque.outputs])
+    return _computing(opaque, inside or opaque.nodes, origin)
 
 
 def _named(layers: Iterable[str]) -> tuple[str, ...]:

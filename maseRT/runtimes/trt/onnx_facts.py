@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from maseRT.errors import MissingError, StepError
 from maseRT.runtimes.base import TensorSpec
+from maseRT.runtimes.trt.layers import Origin
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TypeProto
@@ -71,6 +72,14 @@ class OnnxFile:
     def ops(self) -> dict[str, str]:
         """Node name -> operator."""
         return {node.name: node.op_type for node in self.model.graph.node}
+
+    @property
+    def origin(self) -> Origin:
+        """What tells an engine's layers apart."""
+        nodes = self.model.graph.node
+        reads = {node.name: tuple(node.input) for node in nodes}
+        makers = {tensor: node.name for node in nodes for tensor in node.output}
+        return Origin(self.layers, self.ops, reads, makers)
 
     @cached_property
     def has_qdq(self) -> bool:
