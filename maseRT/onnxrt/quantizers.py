@@ -14,6 +14,8 @@ import onnx
 
 from maseRT.errors import StepError
 from maseRT.onnxrt.graph import Array, Graph
+from maseRT.onnxrt.providers import SessionSettings, parse_device
+from maseRT.runtimes.onnxruntime import create_session
 
 Calibrator = Literal["minmax", "entropy", "percentile"]
 Feed = Mapping[str, Array]
@@ -40,21 +42,24 @@ class StaticSettings:
     signed: bool = False
 
 
-def optimize(model: Path, out: Path) -> None:
-    """Write a float model after the optimizations of ONNX Runtime that hold on every machine.
+def optimize(model: Path, out: Path, device: str) -> None:
+    """Write a float model after those optimizations of ONNX Runtime that hold on every machine with such a device.
+
+    Operators that ONNX Runtime fuses have kernels in the provider that they were fused for alone: FusedGemm, of the
+    CPU's, would move data from a GPU and back. Providers that compile the graph take ONNX's own operators.
+
+    Args:
+        model: the ONNX file.
+        out: the file to write.
+        device: that will run it, such as "cpu" or "cuda:1".
 
     Raises:
         StepError: onnxruntime cannot load it.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
+    fuses = parse_device(device)[0].device in ("cpu", "cuda")
     # "all" would write memory layouts of this CPU into the file.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(out)
-    options.log_severity_level = 3
-    with _named(model, "optimize"):
-        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    settings = SessionSettings(optimization="extended" if fuses else "basic")
+    create_session(model, device if fuses else "cpu", settings, optimized=out)
 
 
 def preprocess(model: Path, out: Path) -> None:

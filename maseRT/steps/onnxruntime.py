@@ -145,7 +145,7 @@ def _make(work: Work, mode: str) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _optimized(work: Work, out: Path) -> Made:
     with atomic_path(out) as temporary:
-        optimize(work.context.workspace.float_onnx, temporary)
+        optimize(work.context.workspace.float_onnx, temporary, work.device)
     return Made({"made_from": "float"})
 
 

@@ -57,9 +57,18 @@ def transformer(tmp_path_factory):
 
 def test_optimizing_changes_nothing_but_the_graph(convnet, tmp_path):
     out = tmp_path / "optimized.onnx"
-    optimize(convnet.path, out)
+    optimize(convnet.path, out, "cpu")
     assert convnet.error(out) < 1e-5
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(out).graph.node}
+
+
+@pytest.mark.parametrize(("device", "fuses"), [("cpu", True), ("openvino", False), ("migraphx:1", False)])
+def test_optimizing_fuses_operators_for_providers_that_have_their_kernels(convnet, tmp_path, device, fuses):
+    out = tmp_path / "optimized.onnx"
+    optimize(convnet.path, out, device)
+    assert convnet.error(out) < 1e-5
+    domains = {node.domain for node in onnx.load(out).graph.node}
+    assert domains == ({"", "com.microsoft"} if fuses else {""})
 
 
 @pytest.mark.parametrize("calibrator", ["minmax", "entropy", "percentile"])
