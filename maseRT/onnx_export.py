@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from maseRT.errors import MaseRTError, StepError
 from maseRT.onnx_casts import compute_in_half
 from maseRT.onnx_translations import plain_pools, translations
-from maseRT.quant.lstm import projections_written_out
+from maseRT.quant.lstm import projections_written_out, states_traced_in_shape
 from maseRT.quant.quantizer import exporting
 
 INPUT = "input"
@@ -124,7 +124,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _as_exported(model: nn.Module) -> Iterator[None]:
-    with _evaluating(model), exporting(model), projections_written_out(model):
+    with _evaluating(model), exporting(model), projections_written_out(model), states_traced_in_shape():
         yield
 
 

@@ -57,20 +57,28 @@ def _average_pool(average_pool: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plain_pools(program: ExportedProgram) -> None:
-    """Make adaptive average pools in which each output averages as many inputs plain ones, in place.
+    """Make adaptive pools in which each output is of as many inputs plain ones, in place.
 
-    The exporter takes them apart, and computes in FP32 what is in half. Pools over everything are means, and stay.
+    The exporter takes average pools apart, and computes in FP32 what is in half; of max pools it knows none before
+    torch 2.13. Average pools over everything are means, and stay.
     """
     aten = torch.ops.aten
-    plain = {
+    averages = {
         aten.adaptive_avg_pool1d.default: aten.avg_pool1d.default,
         aten.adaptive_avg_pool2d.default: aten.avg_pool2d.default,
     }
+    maxima = {
+        aten.adaptive_max_pool1d.default: aten.max_pool1d_with_indices.default,
+        aten.adaptive_max_pool2d.default: aten.max_pool2d_with_indices.default,
+        aten.adaptive_max_pool3d.default: aten.max_pool3d_with_indices.default,
+    }
+    plain = averages | maxima
     for node in program.graph.nodes:
         if node.target in plain:
             x, output_size = node.args
             sizes = list(x.meta["val"].shape)[-len(output_size) :]
-            if _divides(sizes, output_size) and any(out != 1 for out in output_size):
+            is_mean = node.target in averages and all(out == 1 for out in output_size)
+            if _divides(sizes, output_size) and not is_mean:
                 kernel = [size // out for size, out in zip(sizes, output_size, strict=True)]
                 node.target, node.args = plain[node.target], (x, kernel, kernel)
 

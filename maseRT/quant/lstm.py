@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._decomp import decompositions
 from torch.nn.utils.rnn import PackedSequence
 
 from maseRT.errors import StepError
@@ -159,6 +160,25 @@ def projections_written_out(model: nn.Module) -> Iterator[None]:
     finally:
         for lstm in lstms:
             del lstm.forward
+
+
+@contextmanager
+def states_traced_in_shape() -> Iterator[None]:
+    """Trace the states of LSTMs as [layers * directions, N, H]: torch before 2.13 puts a 1 before the N.
+
+    It squeezes the wrong dimension where it takes a layer apart, so that what comes after the states fails to trace.
+    """
+    original: Callable[..., Any] = decompositions.one_layer_lstm
+
+    def one_layer_lstm(*args: Any, **options: Any) -> tuple[Tensor, State]:
+        output, (h, c) = original(*args, **options)
+        return output, (h.reshape(h.shape[-2:]), c.reshape(c.shape[-2:]))
+
+    decompositions.one_layer_lstm = one_layer_lstm
+    try:
+        yield
+    finally:
+        decompositions.one_layer_lstm = original
 
 
 def _unquantized(_name: str, x: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ inferences queued one behind another, in a stream that the session owns (a row t
 the wall time of one inference that is waited for, *end to end* that with copies from and to host memory. The GPU of a
 launch-bound row waits for the host: its device time is that of launching.
 Engines come from `masert quantize`, `calibrate`, `export` and `build-engine` (`float = "fp16"`, a profile of this one
-batch size); the CUDA graph is on unless said. TF32 is on for FP32 rows. Energy is the GPU's own counter over four
-visits of a second of steady state to each row, in turns, less what it takes idle before, between and after them. The
-error is the SQNR of the logits against float64. Weights are random with settled BatchNorm statistics."""
+batch size); the CUDA graph is on unless said. TF32 is on for FP32 rows. Energy is the GPU's own counter over several
+visits of a second of steady state to each row, in turns, less what it takes idle before, between and after them; where
+no visits are told, over 3 s at once. The error is the SQNR of the logits against float64. Weights are random with
+settled BatchNorm statistics."""
 
 
 def update_docs(path: Path, results: dict[str, Any]) -> None:
@@ -103,7 +104,9 @@ def remarks(name: str, job: dict[str, Any]) -> list[str]:
     lines += blame_lines(job)
     energy = job.get("energy")
     if isinstance(energy, dict):
-        lines.append(f"- Idle: {energy['idle_watts']:.0f} W ({energy['source']}).")
+        visits = {row["energy"]["visits"] for row in job["rows"].values() if "visits" in (row.get("energy") or ())}
+        times = f", {visits.pop()} visits to each row" if visits else ""
+        lines.append(f"- Idle: {energy['idle_watts']:.0f} W ({energy['source']}{times}).")
     elif energy:
         lines.append(f"- Energy: {energy}.")
     lines += build_lines(job)
