@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from maseRT.checkpoints import save_tensors
 from maseRT.config import CalibrateSection, MethodRule, QuantizeSection
 from maseRT.data import calibration_subset, loader
-from maseRT.errors import UsageError
 from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
 from maseRT.layer_rules import matching_layers
@@ -58,14 +57,11 @@ class Subject:
     histograms: Mapping[str, Histogram]
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: CalibrateSection) -> StepResult:
     """Observe, compare the methods on validation, and save the model with the best one's ranges.
 
     Ranges that the checkpoint was trained with stay, and so do the biases beside them.
     """
-    section = context.config.calibrate
-    if section is None:
-        raise UsageError("the config has no [calibrate] section")
     workspace = context.workspace
     setting = set_up(context)
     model, plan = rebuild(context, setting.model, workspace.plan, workspace.quantized_checkpoint, master_weights=True)

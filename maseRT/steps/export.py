@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from maseRT.agreement import Agreement, agreement
 from maseRT.config import CalibrateSection, ExportSection
-from maseRT.errors import CheckError, UsageError
+from maseRT.errors import CheckError
 from maseRT.onnx_export import INPUT, OUTPUT, export_onnx, other_size
 from maseRT.onnx_graph import count_qdq
 from maseRT.onnxrt.providers import Optimization, why_no_kernels
@@ -43,11 +43,8 @@ a step each, as quantization is.
 _IMAGES_OF_OTHER_SIZE = 8
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: ExportSection) -> StepResult:
     """Export both models, compare them with torch in ONNX Runtime, and count the Q/DQ pairs."""
-    section = context.config.export
-    if section is None:
-        raise UsageError("the config has no [export] section")
     workspace = context.workspace
     setting = set_up(context)
     sample = _sample(setting, context)
@@ -56,7 +53,7 @@ def run(context: Context) -> StepResult:
     finished = Finished(workspace.unfinished("export"), key=context.key, step="export")
 
     def export(model: nn.Module, path: Path, reference: Logits, floor_db: float) -> dict[str, Any]:
-        make = partial(_export, context, setting.task, sample, model, path, reference, floor_db)
+        make = partial(_export, context, section, setting.task, sample, model, path, reference, floor_db)
         return finished.once(f"export of {path.name}", path, make)
 
     checks = {"float": export(setting.model, workspace.float_onnx, float_logits, MIN_SQNR_DB)}
@@ -134,10 +131,16 @@ def _logits(model: nn.Module, sample: Tensor) -> Logits:
 
 
 def _export(
-    context: Context, task: Task, sample: Tensor, model: nn.Module, path: Path, reference: Logits, floor_db: float
+    context: Context,
+    section: ExportSection,
+    task: Task,
+    sample: Tensor,
+    model: nn.Module,
+    path: Path,
+    reference: Logits,
+    floor_db: float,
 ) -> dict[str, Any]:
     """Export one model, and say how far each level of optimization is from it; the file appears when it passed."""
-    section = context.config.export or ExportSection()
     with context.reporter.spinner(f"export: {path.name}"), atomic_path(path) as temporary:
         conditions = export_onnx(model, sample[:2], temporary, opset=section.opset, dynamic=section.dynamic)
         if conditions:

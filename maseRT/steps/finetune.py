@@ -97,12 +97,9 @@ def schedule_from(config: Config, checkpoint: Checkpoint | None) -> Schedule:
     )
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: FinetuneSection) -> StepResult:
     """Fine-tune, keep a checkpoint per epoch, and choose the best of them and the calibrated model."""
     workspace = context.workspace
-    section = context.config.finetune
-    if section is None:
-        raise UsageError("the config has no [finetune] section")
     setting = set_up(context)
     model, plan = rebuild(
         context, setting.model, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=True

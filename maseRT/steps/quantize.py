@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maseRT.config import QuantizeSection
-from maseRT.errors import UsageError
 from maseRT.models import fit_names
 from maseRT.onnx_export import check_traceable
 from maseRT.plan import LayerPlan, Plan
@@ -24,11 +23,8 @@ from maseRT.workspace import write_json
 _SHOWN = 12
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: QuantizeSection) -> StepResult:
     """Plan, fold BatchNorms, swap the layers, and save the model, its ranges unknown unless the checkpoint has them."""
-    section = context.config.quantize
-    if section is None:
-        raise UsageError("the config has no [quantize] section")
     setting = set_up(context)
     load_float_weights(context, setting.model)
     _check_ahead(context, setting)

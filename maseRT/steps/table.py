@@ -53,7 +53,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the pipeline.
+    """One step of the pipeline: `run(context, section)` of the module in this package that is named after its section.
 
     Attributes:
         name: the command.
@@ -84,9 +84,9 @@ class Step:
         return self.options(config) is not None
 
     def run(self, context: Context) -> StepResult:
-        """Do the work; only now are torch and vendor packages loaded."""
+        """Do the work that a config wants; only now are torch and vendor packages loaded."""
         module = import_module(f"maseRT.steps.{self.section}")
-        result: StepResult = module.run(context)
+        result: StepResult = module.run(context, self.options(context.config))
         return result
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from maseRT.checkpoints import flatten_optimizer, restore_optimizer, save_tensors
-from maseRT.errors import UsageError
+from maseRT.config import TrainSection
 from maseRT.interrupts import finishing
 from maseRT.learning import cosine_rate, make_fabric, make_optimizer, train_epoch
 from maseRT.steps.common import set_up, validate
@@ -21,11 +21,8 @@ log = logging.getLogger(__name__)
 _WEIGHTS, _OPTIMIZER = "model.", "optimizer."
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: TrainSection) -> StepResult:
     """Train from scratch and save the weights of the last epoch."""
-    section = context.config.train
-    if section is None:
-        raise UsageError("the config has no [train] section")
     setting = set_up(context)
     setting.model.to(context.device)
     fabric = make_fabric(context.device)
