@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from maseRT.closing import Closing
 from maseRT.errors import MissingError
+from maseRT.eval_mode import evaluating
 from maseRT.hardware import cuda_index, why_no_torch_cuda
 from maseRT.runtimes.base import Call, TensorSpec
 from maseRT.runtimes.device_times import DeviceTimes
@@ -67,7 +68,7 @@ class TorchSession(Closing):
         self._device = device
         self._undo = ExitStack()
         self._undo.enter_context(_placed(module, device))
-        self._undo.enter_context(_evaluating(module))
+        self._undo.enter_context(evaluating(module))
 
     def infer(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Run the module on one batch. Outputs are numpy arrays, or torch tensors on the fed tensor's device.
@@ -184,17 +185,6 @@ def _events(count: int) -> list[torch.Event]:
     for event in events:
         event.record()
     return events
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = [each for each in module.modules() if each.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each in training:
-            each.training = True
 
 
 @contextmanager
