@@ -94,3 +94,9 @@ def did_you_mean(word: str, valid: Sequence[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; valid: {', '.join(valid)}" if valid else ""
+
+
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """Join names for a message; beyond the first ones they are counted."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
