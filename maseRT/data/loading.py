@@ -62,7 +62,7 @@ def calibration_subset(splits: Splits, *, samples: int, seed: int) -> Dataset[An
 
 
 class _Guarded(Dataset[Any]):
-    """A data set that gives its errors as values: torch turns one that is raised in a process into a traceback's text."""
+    """A data set that gives its errors as values: of one raised in a process, torch leaves a traceback's text."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset

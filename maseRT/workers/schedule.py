@@ -18,9 +18,9 @@ from maseRT.energy import (
     Visit,
     energy_of,
     measure_idle,
-    open_meter,
 )
 from maseRT.errors import StepError
+from maseRT.meters import open_meter
 from maseRT.nvml import GpuState
 from maseRT.progress import Silent
 from maseRT.workers.protocol import Array, Worker

@@ -20,10 +20,11 @@ from gpu_bench.jobs import FREE, Job, Options
 from gpu_bench.prepare import float_model, open_run
 from maseRT.agreement import agreement
 from maseRT.blame.compare import blame
-from maseRT.energy import VISITS, Meter, Power, Visit, energy_of, measure_energy, measure_idle, open_meter
+from maseRT.energy import VISITS, Power, Visit, energy_of, measure_energy, measure_idle
 from maseRT.errors import MaseRTError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
 from maseRT.measure import bound_times, wall_times_ms
+from maseRT.meters import Meter, open_meter
 from maseRT.nvml import open_gpu
 from maseRT.onnx_export import INPUT, OUTPUT
 from maseRT.receipt import Receipt
