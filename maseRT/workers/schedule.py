@@ -39,6 +39,13 @@ _REST_SECONDS = 0.5
 """After work: a device's power falls within milliseconds, and the counter tells it later."""
 
 
+class Metered(Protocol):
+    """Something that can work for a while; see `maseRT.workers.protocol.Worker`."""
+
+    def energy(self, *, seconds: float) -> Visit | str:
+        """Return the power of inferring the bound batch, or why it cannot be measured."""
+
+
 class Track(Protocol):
     """Shows progress; see `maseRT.progress.Reporter.track`."""
 
@@ -124,7 +131,7 @@ def calls_per_round(call_ms: float, iterations: int, seconds: float, rounds: int
 
 
 def measure_energies(
-    workers: Mapping[str, Worker],
+    workers: Mapping[str, Metered],
     devices: Mapping[str, str],
     *,
     visits: int = VISITS,

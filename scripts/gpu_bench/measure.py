@@ -7,7 +7,7 @@ import functools
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +20,11 @@ from gpu_bench.jobs import FREE, Job, Options
 from gpu_bench.prepare import float_model, open_run
 from maseRT.agreement import agreement
 from maseRT.blame.compare import blame
-from maseRT.energy import VISITS, Power, Visit, energy_of, measure_energy, measure_idle
+from maseRT.energy import VISIT_SECONDS, Energy, Visit, measure_energy
 from maseRT.errors import MaseRTError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
 from maseRT.measure import bound_times, wall_times_ms
-from maseRT.meters import Meter, open_meter
+from maseRT.meters import open_meter
 from maseRT.nvml import open_gpu
 from maseRT.onnx_export import INPUT, OUTPUT
 from maseRT.receipt import Receipt
@@ -33,13 +33,13 @@ from maseRT.runtimes import get_runtime
 from maseRT.runtimes.base import Bound, Session
 from maseRT.runtimes.trt import build as build_module
 from maseRT.steps.table import STEPS
+from maseRT.workers import schedule
 from maseRT.workspace import Workspace, read_json, write_json
 
 BLOCK_SECONDS = 0.05
 BOOTSTRAPS = 4000
 FP32_ENGINE_SECONDS = 150
-ENERGY_SECONDS = 60
-"""What these take at most: they are left out when less is left."""
+"""What it takes at most: it is left out when less is left."""
 
 
 @dataclass
@@ -50,15 +50,14 @@ class Row:
         opens: enters the session into a stack and returns it.
         inputs: makes the fed tensor of the float32 batch.
         benchmark: let cuDNN time its algorithms.
-        energy: measure that, too.
-        why: its energy is not known.
+        metered: measure its energy, too.
     """
 
     name: str
     opens: Callable[[], Session]
     inputs: Callable[[torch.Tensor], Any] = lambda x: x.numpy()
     benchmark: bool = False
-    energy: bool = True
+    metered: bool = True
     session: Any = None
     bound: Any = None
     count: int = 10
@@ -66,8 +65,6 @@ class Row:
     times_ms: list[float] = field(default_factory=list)
     timed_by: str = ""
     waited: int = 0
-    visits: list[Visit] = field(default_factory=list)
-    why: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
 
@@ -213,8 +210,8 @@ def make_rows(job: Job, options: Options, engines: dict[str, Workspace]) -> list
     half_last = to_half_channels_last if images else to_half
     rows = [
         Row("torch fp32 eager", eager("float32"), as_is),
-        Row("torch fp32 eager, cudnn.benchmark", eager("float32"), as_is, benchmark=True, energy=False),
-        Row("torch fp16 eager", eager("float16"), to_half, energy=not images),
+        Row("torch fp32 eager, cudnn.benchmark", eager("float32"), as_is, benchmark=True, metered=False),
+        Row("torch fp16 eager", eager("float16"), to_half, metered=not images),
     ]
     if images:
         rows.append(Row("torch fp16 eager, channels_last", eager("float16", channels_last=True), half_last))
@@ -223,8 +220,8 @@ def make_rows(job: Job, options: Options, engines: dict[str, Workspace]) -> list
         Row("onnxruntime fp32", onnx("fp32")),
         Row("onnxruntime fp16", onnx("fp16")),
         *(Row(f"tensorrt {precision}", engine(precision)) for precision in ("fp32", "fp16", "int8")),
-        Row("tensorrt int8, no CUDA graph", engine("int8", cuda_graph=False), energy=False),
-        *([Row("tensorrt int8, types left to it", engine(FREE), energy=False)] if options.free else []),
+        Row("tensorrt int8, no CUDA graph", engine("int8", cuda_graph=False), metered=False),
+        *([Row("tensorrt int8, types left to it", engine(FREE), metered=False)] if options.free else []),
     ]
     return rows
 
@@ -398,44 +395,53 @@ def blamed(engines: dict[str, Workspace], layers: dict[str, dict[str, float]]) -
 # energy
 
 
+@dataclass(frozen=True)
+class Metered:
+    """A row that works for its energy."""
+
+    row: Row
+    device: str
+    batch: int
+
+    def energy(self, *, seconds: float = VISIT_SECONDS) -> Visit | str:
+        """Return the power of inferring the bound batch, or why it cannot be measured."""
+        with open_meter(self.device) as meter, cudnn_benchmark(self.row.benchmark):
+            if isinstance(meter, str):
+                return meter
+            try:
+                return measure_energy(self.row.bound.repeat, meter, batch=self.batch, seconds=seconds)
+            except MaseRTError as error:
+                return error.what
+
+
 def measure_energies(job: Job, options: Options, rows: list[Row], result: dict[str, Any]) -> None:
-    """Read the energy counter during visits to each row, in turns, and without work before, between and after them."""
-    with open_meter("cpu" if options.dry_run else "cuda:0") as meter:
-        if isinstance(meter, str):
-            result["energy"] = f"not measured: {meter}"
-            return
-        metered = [row for row in rows if row.energy]
-        idle = [rested(meter, seconds=2)]
-        for turn in range(VISITS):
-            if options.deadline < time.time():
-                break
-            for row in reversed(metered) if turn % 2 else metered:
-                visit(row, meter, batch=job.batch)
-            idle.append(rested(meter))
-    for row in metered:
-        if not row.why:
-            row.why = "" if row.visits else "not measured: out of time"
-        row.result["energy"] = row.why or energy_of(row.visits, idle).as_dict()
-    idle_watts = float(np.mean([power.watts for power in idle]))
-    result["energy"] = {"source": meter.source, "device": meter.device, "idle_watts": idle_watts}
+    """Measure the energy of the rows in turns, as the package does; no round of visits begins after the deadline."""
+    device = "cpu" if options.dry_run else "cuda:0"
+    metered = {row.name: Metered(row, device, job.batch) for row in rows if row.metered}
+    if options.deadline < time.time():
+        found: dict[str, Energy | str] = dict.fromkeys(metered, "out of time")
+    else:
+        track = functools.partial(until, options.deadline, len(metered))
+        found = schedule.measure_energies(metered, dict.fromkeys(metered, device), track=track)
+    for row in rows:
+        if row.name in found:
+            energy = found[row.name]
+            row.result["energy"] = f"not measured: {energy}" if isinstance(energy, str) else energy.as_dict()
+    told = [each for each in found.values() if not isinstance(each, str)]
+    result["energy"] = (
+        {"source": told[0].source, "device": told[0].device, "idle_watts": told[0].idle_watts}
+        if told
+        else f"not measured: {', '.join(sorted(map(str, {*found.values()})))}"
+    )
     result["energy_ratios"] = energy_ratios(rows)
 
 
-def rested(meter: Meter, *, seconds: float = 0.5) -> Power:
-    """Return the power without work, a moment after the last."""
-    time.sleep(seconds)
-    return measure_idle(meter)
-
-
-def visit(row: Row, meter: Meter, *, batch: int) -> None:
-    """Let a row work for a while, unless it could not before."""
-    if row.why:
-        return
-    with cudnn_benchmark(row.benchmark):
-        try:
-            row.visits.append(measure_energy(row.bound.repeat, meter, batch=batch))
-        except MaseRTError as error:
-            row.why = f"not measured: {error.what}"
+def until(deadline: float, rows: int, turns: Iterable[int], **_: Any) -> Iterator[int]:
+    """Yield turns; after the first round of all rows, no round begins after the deadline."""
+    for turn in turns:
+        if turn and turn % rows == 0 and deadline < time.time():
+            return
+        yield turn
 
 
 def energy_ratios(rows: list[Row]) -> dict[str, dict[str, float]]:

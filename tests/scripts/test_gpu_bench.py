@@ -20,6 +20,7 @@ from gpu_bench.report import section
 
 from maseRT import energy
 from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict
+from maseRT.workers import schedule
 from maseRT.workspace import Workspace, write_json
 
 
@@ -84,9 +85,10 @@ class Clockwork:
 @pytest.fixture
 def clockwork(monkeypatch):
     meter = Clockwork()
-    monkeypatch.setattr(measure, "open_meter", contextmanager(lambda device: iter([meter])))
-    monkeypatch.setattr(measure, "measure_idle", partial(energy.measure_idle, seconds=0.2))
-    monkeypatch.setattr(measure, "measure_energy", partial(energy.measure_energy, seconds=0.2))
+    for module in (measure, schedule):
+        monkeypatch.setattr(module, "open_meter", contextmanager(lambda device: iter([meter])))
+    briefly = partial(schedule.measure_energies, seconds=0.2, idle_seconds=0.2)
+    monkeypatch.setattr(schedule, "measure_energies", briefly)
     monkeypatch.setattr(energy, "_WARMUP_SECONDS", 0.0)
     monkeypatch.setattr(measure.time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
     return meter
@@ -94,7 +96,7 @@ def clockwork(monkeypatch):
 
 def metered(meter, **joules):
     return [
-        measure.Row(name.replace("_", " "), None, bound=meter.bound(name, each), energy=each > 0)
+        measure.Row(name.replace("_", " "), None, bound=meter.bound(name, each), metered=each > 0)
         for name, each in joules.items()
     ]
 
