@@ -23,7 +23,7 @@ from maseRT.blame.compare import blame
 from maseRT.energy import VISIT_SECONDS, Energy, Visit, measure_energy
 from maseRT.errors import MaseRTError
 from maseRT.hardware import cpu, nvidia_driver, nvidia_gpus
-from maseRT.measure import bound_times, wall_times_ms
+from maseRT.measure import wall_times_ms
 from maseRT.meters import open_meter
 from maseRT.nvml import open_gpu
 from maseRT.onnx_export import INPUT, OUTPUT
@@ -298,6 +298,33 @@ def cudnn_benchmark(on: bool) -> Any:
 
 
 # time
+
+
+@dataclass(frozen=True)
+class BoundTimes:
+    """The times of inferences on data that is on the device.
+
+    Attributes:
+        ms: of each.
+        clock: what measured them.
+        waited: see `maseRT.runtimes.device_times.DeviceTimes`.
+    """
+
+    ms: list[float]
+    clock: str
+    waited: int = 0
+
+
+def bound_times(bound: Bound, iterations: int) -> BoundTimes:
+    """Return the times of inferences on data that is on the device.
+
+    The device's own events, one inference queued behind another; where the runtime gives none away, the wall clock
+    around inferences that are waited for one by one.
+    """
+    found = bound.device_times(iterations)
+    if found is not None:
+        return BoundTimes(found.ms, "device events", found.waited)
+    return BoundTimes(wall_times_ms(bound.run, warmup=0, iterations=range(iterations)), "wall clock")
 
 
 def measure_rows(job: Job, options: Options, rows: list[Row], result: dict[str, Any]) -> None:

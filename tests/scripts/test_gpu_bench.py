@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from gpu_bench import measure
 from gpu_bench.jobs import Job
-from gpu_bench.measure import blamed
+from gpu_bench.measure import BoundTimes, blamed, bound_times
 from gpu_bench.report import section
 
 from maseRT import energy
 from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict
+from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.workers import schedule
 from maseRT.workspace import Workspace, write_json
 
@@ -120,6 +121,30 @@ def test_without_time_there_is_no_energy(clockwork):
     measure.measure_energies(Job("vgg7", 8), SimpleNamespace(dry_run=True, deadline=0.0), rows, result)
     assert rows[0].result["energy"] == "not measured: out of time"
     assert result["energy_ratios"] == {}
+
+
+class Bound:
+    def __init__(self, times):
+        self._times = times
+        self.runs = 0
+
+    def run(self):
+        self.runs += 1
+
+    def device_times(self, iterations):
+        return self._times
+
+
+def test_the_devices_clock_comes_first():
+    bound = Bound(DeviceTimes([1.0, 2.0], waited=1))
+    assert bound_times(bound, 2) == BoundTimes([1.0, 2.0], "device events", 1)
+    assert bound.runs == 0
+
+
+def test_without_a_device_clock_the_wall_clock_times_every_run():
+    bound = Bound(None)
+    found = bound_times(bound, 3)
+    assert (len(found.ms), found.clock, found.waited, bound.runs) == (3, "wall clock", 0, 3)
 
 
 def test_a_row_without_events_says_so():
