@@ -23,7 +23,7 @@ def for_tensorrt_8(model: ModelProto) -> None:
     It does not mind the `start` and `end` of Shape (opset 15), so that shapes put together from them come out wrong;
     initial states of a dynamic batch are not needed where they are zero; and means over an image are pools. In a
     quantized model a 3-D max pool is two 2-D ones: the builder moves Q and DQ across it, and has no kernel for it then.
-    The model stays one that every runtime takes; `attribute_axes` and `maseRT.onnx_widen` are what that parser needs besides.
+    The model stays one that every runtime takes; `attribute_axes` and `maseRT.onnx_widen` do the rest.
     """
     global_pools(model)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
