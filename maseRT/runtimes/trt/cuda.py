@@ -152,3 +152,33 @@ class Resources:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class StreamBound:
+    """One batch that lies on the device, inferred by its session's stream; see `maseRT.runtimes.base.Bound`.
+
+    Args:
+        launch: puts one inference into the stream.
+        memory: owns the stream.
+        device: N of `cuda:N`.
+    """
+
+    def __init__(self, launch: Callable[[], None], memory: Resources, device: int) -> None:
+        self._launch = launch
+        self._memory = memory
+        self._device = device
+
+    def run(self) -> None:
+        """Infer once and wait for the end."""
+        self.repeat(1)
+
+    def repeat(self, iterations: int) -> None:
+        """Infer `iterations` times, one queued behind another, and wait for the end."""
+        for _ in range(iterations):
+            self._launch()
+        self._memory.synchronize()
+
+    def device_times(self, iterations: int) -> DeviceTimes:
+        """Return the time of each inference by CUDA events, one queued behind another."""
+        set_device(self._device)
+        return device_times(self._memory.stream, self._launch, iterations)
