@@ -17,11 +17,11 @@ from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
 from maseRT.layer_rules import matching_layers
 from maseRT.plan import Plan
-from maseRT.quant import keep_in_fp32, observed_overflow
 from maseRT.quant.bias_correction import correct_biases, restore_biases
 from maseRT.quant.calibrators import Method, amax_from_histograms
 from maseRT.quant.histogram import Histogram, tensors_from_histograms
 from maseRT.quant.observe import known_amax, load_amax, observe
+from maseRT.quant.overflow import keep_in_fp32, observed_overflow
 from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db

@@ -18,7 +18,7 @@ from maseRT.factories import load_module
 from maseRT.learning import set_up_torch
 from maseRT.models import Checkpoint, build_model, check_model, load_checkpoint, load_weights
 from maseRT.plan import Plan
-from maseRT.quant import quantize_model
+from maseRT.quant.prepare import quantize_model
 from maseRT.records import sha256
 from maseRT.steps.table import Context, final_checkpoint, final_plan, producers, trains
 from maseRT.tasks import Task, check_task, load_task, outputs_in
