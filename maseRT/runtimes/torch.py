@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ class TorchSession(Closing):
     def bind(self, feed: Mapping[str, Any]) -> TorchBound:
         """Place one batch on the device."""
         check_feed(feed, self.inputs, where="torch")
-        return TorchBound(self, self._on_device(feed[INPUT]), self._device)
+        return TorchBound(partial(self._run, self._on_device(feed[INPUT])), self._device)
 
     def close(self) -> None:
         """Give the module back as it was: its mode and its device."""
@@ -125,11 +126,15 @@ class TorchSession(Closing):
 
 
 class TorchBound:
-    """One batch on the session's device."""
+    """One batch on a device.
 
-    def __init__(self, session: TorchSession, tensor: Tensor, device: str) -> None:
-        self._session = session
-        self._tensor = tensor
+    Args:
+        launch: queues one inference there.
+        device: "cpu" or "cuda:N".
+    """
+
+    def __init__(self, launch: Callable[[], object], device: str) -> None:
+        self._launch = launch
         self._device = device
 
     def run(self) -> None:
@@ -141,7 +146,7 @@ class TorchBound:
         import torch
 
         for _ in range(iterations):
-            self._session._run(self._tensor)
+            self._launch()
         if self._device != "cpu":
             torch.cuda.synchronize(self._device)
 
@@ -154,7 +159,7 @@ class TorchBound:
 
         if self._device == "cpu":
             return None
-        run, tensor, clock_ns = self._session._run, self._tensor, time.perf_counter_ns
+        launch, clock_ns = self._launch, time.perf_counter_ns
         with torch.cuda.device(self._device):
             origin, *others = _events(2 * iterations + 1)
             pairs = list(zip(others[::2], others[1::2], strict=True))
@@ -162,11 +167,11 @@ class TorchBound:
             torch.cuda.synchronize()  # so that the origin is recorded at once
             origin.record(stream)
             origin_ns = clock_ns()
-            run(tensor)
+            launch()
             queued_ns = [clock_ns()]
             for start, end in pairs:
                 start.record(stream)
-                run(tensor)
+                launch()
                 end.record(stream)
                 queued_ns.append(clock_ns())
             torch.cuda.synchronize()
