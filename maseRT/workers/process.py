@@ -21,6 +21,7 @@ from maseRT.errors import MissingError, StepError
 from maseRT.nvml import GpuState
 from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.workers.child import Answer, Call, Task
+from maseRT.workers.memory import Peak
 from maseRT.workers.protocol import Array, Opened, Opener
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,9 @@ class ProcessWorker(Closing):
         visit: Visit | str = self._ask("energy", seconds=seconds)
         return visit
 
-    def memory(self) -> tuple[float | None, float | None]:
-        """Return the most host and device memory that opening and inferring took, in MiB."""
-        memory: tuple[float | None, float | None] = self._ask("memory")
+    def memory(self) -> Peak:
+        """Return the most host and device memory that opening and inferring took."""
+        memory: Peak = self._ask("memory")
         return memory
 
     def gpu_state(self) -> GpuState | None:
