@@ -60,12 +60,14 @@ class Step:
         section: the config attribute that steers it.
         reads: other sections that change its result.
         inputs: the files of earlier steps that it needs.
+        gpus: whether its result depends on which GPUs are here.
     """
 
     name: str
     section: str
     inputs: Callable[[Config, Workspace], list[Path]]
     reads: tuple[str, ...] = ()
+    gpus: bool = False
 
     @property
     def heading(self) -> str:
@@ -155,9 +157,19 @@ STEPS: dict[str, Step] = {
             ],
             reads=("quantize",),
         ),
-        Step("build-engine", "build_engine", lambda config, workspace: [workspace.onnx, final_plan(config, workspace)]),
-        Step("onnxruntime", "onnxruntime", lambda config, workspace: [workspace.onnx, workspace.float_onnx]),
-        Step("analyze", "analyze", _analyzed, reads=("quantize", "export")),
+        Step(
+            "build-engine",
+            "build_engine",
+            lambda config, workspace: [workspace.onnx, final_plan(config, workspace)],
+            gpus=True,
+        ),
+        Step(
+            "onnxruntime",
+            "onnxruntime",
+            lambda config, workspace: [workspace.onnx, workspace.float_onnx],
+            gpus=True,
+        ),
+        Step("analyze", "analyze", _analyzed, reads=("quantize", "export"), gpus=True),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Shows every model of a run the same samples, batch by batch, and keeps what each answers."""
+"""Evaluates every model of a run on the same samples, batch by batch, and keeps what each answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from maseRT.evaluate import Metrics, TaskMeter
 from maseRT.interrupts import finishing
 from maseRT.steps.answers import Answers
-from maseRT.tasks import Task
+from maseRT.tasks import Task, outputs_in
 from maseRT.workers.memory import Peak
 from maseRT.workers.protocol import Worker
 
@@ -29,8 +29,8 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What came of it.
+class Evaluated:
+    """What every row answered, and how good that is.
 
     Attributes:
         metrics: per row.
@@ -51,14 +51,14 @@ class Shown:
     sha256: str
 
 
-def show(
+def evaluate_rows(
     workers: Mapping[str, Worker],
     batches: Callable[[], Batches],
     answers: Mapping[str, Answers],
     *,
     task: Task,
     batch_size: int,
-) -> Shown:
+) -> Evaluated:
     """Let every worker answer every batch; a short last batch counts like any other.
 
     Args:
@@ -79,7 +79,7 @@ def show(
             each.discard()
         targets, seconds, sha256 = _ask(workers, batches(), answers)
     outputs = {name: answers[name].read() for name in workers}
-    return Shown(
+    return Evaluated(
         metrics={name: _metrics(outputs[name], targets, task, batch_size) for name in workers},
         outputs=outputs,
         targets=targets,
@@ -138,7 +138,7 @@ def _answer(worker: Worker, inputs: Array, answers: Answers, span: tuple[int, in
 
 
 def _metrics(outputs: Array, targets: Array, task: Task, batch_size: int) -> Metrics:
-    meter = TaskMeter(task, outputs.shape[-1] if outputs.ndim > 1 else 1)
+    meter = TaskMeter(task, outputs_in(outputs))
     for start in range(0, len(outputs), batch_size):
         batch = slice(start, start + batch_size)
         meter.update(torch.from_numpy(outputs[batch]), torch.from_numpy(targets[batch]))
