@@ -30,7 +30,7 @@ from torch import nn
 from maseRT.config import ModelSection, QuantizeSection
 from maseRT.hardware import cpu
 from maseRT.measure import wall_times_ms
-from maseRT.models import build_model
+from maseRT.models.build import build_model
 from maseRT.onnx_export import export_onnx
 from maseRT.onnxrt.forms import cpu_form, openvino_form
 from maseRT.onnxrt.kernels import kernels_of

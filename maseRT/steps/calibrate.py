@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maseRT.checkpoints import save_tensors
 from maseRT.config import CalibrateSection, MethodRule, QuantizeSection
-from maseRT.data import calibration_subset, loader
+from maseRT.data.loading import calibration_subset, loader
 from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
 from maseRT.layer_rules import matching_layers

@@ -19,7 +19,7 @@ from maseRT.errors import StepError, UsageError
 from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
 from maseRT.learning import NonFiniteLossError, make_fabric, make_optimizer
-from maseRT.models import Checkpoint
+from maseRT.models.checkpoint import Checkpoint
 from maseRT.quant.qat import train_ranges
 from maseRT.quant.quantizer import quantizers
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, user_checkpoint, validate

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maseRT.config import QuantizeSection
-from maseRT.models import fit_names
+from maseRT.models.weights import fit_names
 from maseRT.onnx_export import check_traceable
 from maseRT.plan import LayerPlan, Plan
 from maseRT.precision import Precision

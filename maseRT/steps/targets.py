@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from maseRT.data import calibration_subset, loader
+from maseRT.data.loading import calibration_subset, loader
 from maseRT.errors import StepError
 from maseRT.onnx_export import INPUT
 from maseRT.onnx_widen import widen

@@ -5,7 +5,9 @@ from torch import nn
 
 from maseRT.config import ModelSection
 from maseRT.errors import UsageError
-from maseRT.models import Checkpoint, build_model, fit_names, load_checkpoint, load_weights
+from maseRT.models.build import build_model
+from maseRT.models.checkpoint import Checkpoint, load_checkpoint
+from maseRT.models.weights import fit_names, load_weights
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from projects import Project, new_project
 
 from maseRT.checkpoints import load_tensors, save_tensors
-from maseRT.data import load_data
+from maseRT.data.loading import load_data
 from maseRT.errors import ExitCode, MaseRTError, StepError
 from maseRT.records import read_record, sha256
 from maseRT.steps.epochs import Epochs
@@ -291,7 +291,7 @@ def test_a_checkpoint_of_another_plan_is_refused(finished):
 
 def test_the_calibration_subset_comes_from_the_training_data_alone(project):
     from maseRT.config_file import load_config
-    from maseRT.data import calibration_subset
+    from maseRT.data.loading import calibration_subset
 
     splits = load_data(load_config(project.config).data, seed=0)
     held_out = {tuple(x.flatten().tolist()) for part in (splits.validation, splits.test) for x, _ in part}
