@@ -27,7 +27,7 @@ JunitOption = Annotated[
     Path | None, typer.Option("--junit", help="Write gates and findings there, as test cases of JUnit.")
 ]
 
-_LOAD = typer.Option("--load", help="Trained weights, instead of [model] checkpoint.")
+_LOAD = typer.Option("--load", help=r"Trained weights, instead of \[model] checkpoint.")
 _LOAD_TYPE = typer.Option("--load-type", help="pl, pt, safetensors or pytorch-quantization; told from the file.")
 _FORCE = typer.Option("--force", help="Run what is already done, too.")
 _STRICT = typer.Option(
