@@ -1,4 +1,4 @@
-"""Puts together the rows of a report from what was evaluated and measured."""
+"""Puts together the rows of a report from what was shown and measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import parse_device
 from maseRT.report import schema
 from maseRT.steps.artifacts import Artifact
-from maseRT.steps.evaluating import Evaluated
 from maseRT.steps.history import metrics_of
 from maseRT.steps.measuring import Measured
+from maseRT.steps.showing import Shown
 from maseRT.tasks import Task
 from maseRT.workers.protocol import Opened
 from maseRT.workers.schedule import RowTimes
@@ -29,7 +29,7 @@ def not_run(artifact: Artifact, why: str) -> schema.Row:
 def row_of(
     artifact: Artifact,
     opened: Opened,
-    evaluated: Evaluated,
+    shown: Shown,
     measured: Measured | None,
     *,
     baseline: str,
@@ -42,7 +42,7 @@ def row_of(
     Args:
         artifact: what ran.
         opened: what its worker said.
-        evaluated: everybody's outputs and metrics.
+        shown: everybody's answers.
         measured: None for a row that is not timed.
         baseline: name of the row that the others are compared with.
         base: what was measured of it.
@@ -50,16 +50,16 @@ def row_of(
         method: how it was measured.
     """
     name = artifact.name
-    rest = _compared(name, baseline, evaluated, task) if name != baseline else {}
+    rest = _compared(name, baseline, shown, task) if name != baseline else {}
     if measured is not None:
         rest |= _measured(measured, base if name != baseline else None)
-    metrics = evaluated.metrics[name]
+    metrics = shown.metrics[name]
     return _row(
         artifact,
         metrics=metrics_of({**metrics.as_dict(), "confusion": metrics.confusion}),
         provider=_provider(artifact, opened),
         method=method.model_copy(update={"versions": method.versions | versions_of(artifact, opened)}),
-        seconds=evaluated.seconds[name] + opened.seconds + (measured.all_seconds if measured else 0.0),
+        seconds=shown.seconds[name] + opened.seconds + (measured.all_seconds if measured else 0.0),
         measured_seconds=measured.seconds if measured else 0.0,
         **rest,
     )
@@ -97,11 +97,11 @@ def _row(artifact: Artifact, **rest: object) -> schema.Row:
     )
 
 
-def _compared(name: str, baseline: str, evaluated: Evaluated, task: Task) -> dict[str, object]:
+def _compared(name: str, baseline: str, shown: Shown, task: Task) -> dict[str, object]:
     """Return the difference of the primary metric and the agreement of the outputs, against the baseline."""
-    outputs, base = evaluated.outputs[name], evaluated.outputs[baseline]
-    before, after = evaluated.metrics[baseline], evaluated.metrics[name]
-    low, high = difference_interval(task.scores(base, evaluated.targets), task.scores(outputs, evaluated.targets))
+    outputs, base = shown.outputs[name], shown.outputs[baseline]
+    before, after = shown.metrics[baseline], shown.metrics[name]
+    low, high = difference_interval(task.scores(base, shown.targets), task.scores(outputs, shown.targets))
     difference = schema.Difference(
         metric=task.primary,
         value=after.primary_value - before.primary_value,

@@ -1,4 +1,4 @@
-"""Evaluates every model of a run on the same samples, batch by batch, and keeps what each answers."""
+"""Shows every model of a run the same samples, batch by batch, and keeps what each answers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What every row answered, and how good that is.
+class Shown:
+    """What came of it.
 
     Attributes:
         metrics: per row.
@@ -51,14 +51,14 @@ class Evaluated:
     sha256: str
 
 
-def evaluate_rows(
+def show(
     workers: Mapping[str, Worker],
     batches: Callable[[], Batches],
     answers: Mapping[str, Answers],
     *,
     task: Task,
     batch_size: int,
-) -> Evaluated:
+) -> Shown:
     """Let every worker answer every batch; a short last batch counts like any other.
 
     Args:
@@ -79,7 +79,7 @@ def evaluate_rows(
             each.discard()
         targets, seconds, sha256 = _ask(workers, batches(), answers)
     outputs = {name: answers[name].read() for name in workers}
-    return Evaluated(
+    return Shown(
         metrics={name: _metrics(outputs[name], targets, task, batch_size) for name in workers},
         outputs=outputs,
         targets=targets,
