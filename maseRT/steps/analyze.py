@@ -76,7 +76,7 @@ def run(context: Context, section: AnalyzeSection) -> StepResult:
     rungs = drift(context, setting, rows.artifacts, shown, section)
     ranking = sensitivity(context, setting, section) if section.sensitivity else None
     for name, row in measurement.rows.items():
-        row.memory = row.memory.most(shown.memory[name])
+        row.take_memory(shown.memory[name])
     report = _report(context, section, setting, rows, shown, measurement.rows)
     resumed = _resumed(shown, measurement)
     report = report.model_copy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maseRT.errors import StepError
-from maseRT.workers.memory import Peak
 from maseRT.workspace import write_json
 
 Array = NDArray[Any]
@@ -29,14 +28,15 @@ class Told:
         sha256: of these samples, inputs and targets in order.
         shape: of one answer.
         dtype: by numpy's name.
-        memory: that it took, see `maseRT.workers.protocol.Worker.memory`.
+        host_mb, device_mb: memory that it took, see `maseRT.workers.protocol.Worker.memory`.
     """
 
     samples: int = 0
     sha256: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
-    memory: Peak = field(default_factory=Peak)
+    host_mb: float | None = None
+    device_mb: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -59,7 +59,7 @@ class Answers:
         self.kept = self.told.samples
         """How many there were before."""
 
-    def add(self, outputs: Array, *, sha256: str, memory: Peak) -> None:
+    def add(self, outputs: Array, *, sha256: str, memory: tuple[float | None, float | None]) -> None:
         """Write the answers [N, ...] to a batch.
 
         Args:
@@ -85,7 +85,8 @@ class Answers:
             raise StepError(
                 f"cannot write: {error.strerror or error}", where=str(self._path), fix="free space"
             ) from error
-        self.told = Told(told.samples + len(outputs), sha256, shape, dtype, told.memory.most(memory))
+        host_mb, device_mb = map(most, (told.host_mb, told.device_mb), memory)
+        self.told = Told(told.samples + len(outputs), sha256, shape, dtype, host_mb, device_mb)
 
     def save(self) -> None:
         """Say what was written, so that it is found again."""
@@ -108,11 +109,16 @@ class Answers:
         try:
             about = json.loads(self._about.read_text(encoding="utf-8"))
             key = about.pop("key")
-            about |= {"shape": tuple(about["shape"]), "memory": Peak(*about["memory"])}
             told = Told(**about)
+            told = replace(told, shape=tuple(told.shape))
             if key == self._key and self._path.stat().st_size >= told.bytes:
                 return told
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         self._about.unlink(missing_ok=True)  # before the values are overwritten
         return Told()
+
+
+def most(one: float | None, other: float | None) -> float | None:
+    """Return the greater one of what is known."""
+    return max((value for value in (one, other) if value is not None), default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -17,8 +17,8 @@ from maseRT.energy import Energy
 from maseRT.interrupts import finishing
 from maseRT.nvml import GpuState, typical_state
 from maseRT.progress import Reporter
+from maseRT.steps.answers import most
 from maseRT.steps.resume import Finished
-from maseRT.workers.memory import Peak
 from maseRT.workers.protocol import Worker
 from maseRT.workers.schedule import RowTimes, measure_energies, measure_rows
 
@@ -32,13 +32,13 @@ class Measured:
     Attributes:
         times: by batch size.
         energy: of one sample in the last batch size, or why there is none.
-        memory: the most that it took.
+        memory: most host and device memory, MiB.
         kernels_ms: of an engine, by kernel.
     """
 
     times: dict[int, RowTimes] = field(default_factory=dict)
     energy: Energy | str = ""
-    memory: Peak = field(default_factory=Peak)
+    memory: tuple[float | None, float | None] = (None, None)
     kernels_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -51,6 +51,11 @@ class Measured:
         """On the clock, over all timed calls."""
         calls = [calls for times in self.times.values() for calls in (*times.wall, *(times.device or []))]
         return sum(map(sum, calls)) / 1000
+
+    def take_memory(self, memory: Sequence[float | None]) -> None:
+        """Count memory that was taken."""
+        host_mb, device_mb = memory
+        self.memory = most(self.memory[0], host_mb), most(self.memory[1], device_mb)
 
     @property
     def all_seconds(self) -> float:
@@ -114,11 +119,11 @@ def measure(
                 finished.add(unit, told)
         for name, row in measured.items():
             row.times[size] = _row_times(told["rows"][name])
-            row.memory = row.memory.most(Peak(*told["memory"][name]))
+            row.take_memory(told["memory"][name])
     _energy(workers, devices, measured, section, reporter)
-    for name, row in measured.items():
-        row.memory = row.memory.most(workers[name].memory())
-        row.kernels_ms = workers[name].kernel_times_ms(section.iterations)
+    for name, worker in workers.items():
+        measured[name].take_memory(worker.memory())
+        measured[name].kernels_ms = worker.kernel_times_ms(section.iterations)
     return Measurement(measured, resumed, earlier_seconds)
 
 

@@ -112,6 +112,7 @@ def _compared(name: str, baseline: str, shown: Shown, task: Task) -> dict[str, o
 
 
 def _measured(measured: Measured, base: Measured | None) -> dict[str, object]:
+    host, device = measured.memory
     energy = measured.energy
     return {
         "timings": [
@@ -121,7 +122,7 @@ def _measured(measured: Measured, base: Measured | None) -> dict[str, object]:
         if isinstance(energy, Energy)
         else None,
         "energy_note": "" if isinstance(energy, Energy) else energy,
-        "memory": schema.Memory(**measured.memory._asdict()),
+        "memory": schema.Memory(host_mb=host, device_mb=device),
         "gpu": schema.GpuState.model_validate(measured.gpu.as_dict()) if measured.gpu else None,
     }
 
