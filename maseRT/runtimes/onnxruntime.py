@@ -24,11 +24,11 @@ from maseRT.onnxrt.providers import (
     saturating_products,
     why_unavailable,
 )
-from maseRT.runtimes.base import Call, TensorSpec
+from maseRT.runtimes.base import Bound, Call, TensorSpec
 from maseRT.runtimes.feeds import arrays_fit, check_feed, like_feed, to_numpy, with_ids_as_taken
 
 if TYPE_CHECKING:
-    from maseRT.runtimes.trt.cuda import Resources, StreamBound
+    from maseRT.runtimes.trt.cuda import Resources
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class OnnxSession(Closing):
         check_feed(feed, self.inputs, where=OnnxRuntime.name)
         return partial(self._live().run, self._names, {name: to_numpy(value) for name, value in feed.items()})
 
-    def bind(self, feed: Mapping[str, Any]) -> OnnxBound | StreamBound:
+    def bind(self, feed: Mapping[str, Any]) -> Bound:
         """Place one batch, and room for the outputs, on the device."""
         import onnxruntime as ort
 
@@ -289,12 +289,12 @@ class OnnxSession(Closing):
         for spec in self.outputs:
             binding.bind_output(spec.name, kind, index)
         if self._memory is None:
-            return OnnxBound(session, binding)
-        from maseRT.runtimes.trt.cuda import StreamBound
+            return Bound(partial(session.run_with_iobinding, binding), binding.synchronize_outputs)
+        from maseRT.runtimes.trt.cuda import bound_to_stream
 
         queued = ort.RunOptions()
         queued.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return StreamBound(lambda: self._live().run_with_iobinding(binding, queued), self._memory, index)
+        return bound_to_stream(lambda: self._live().run_with_iobinding(binding, queued), self._memory, index)
 
     def close(self) -> None:
         """Free the session, then the stream that it computed on."""
@@ -306,27 +306,6 @@ class OnnxSession(Closing):
         if self._session is None:
             raise StepError("the session is closed", where=OnnxRuntime.name)
         return self._session
-
-
-class OnnxBound:
-    """One batch on the session's device, by I/O binding."""
-
-    def __init__(self, session: Any, binding: Any) -> None:
-        self._session = session
-        self._binding = binding
-
-    def run(self) -> None:
-        """Infer once and wait for the end."""
-        self.repeat(1)
-
-    def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times and wait for the end; onnxruntime waits after each."""
-        for _ in range(iterations):
-            self._session.run_with_iobinding(self._binding)
-        self._binding.synchronize_outputs()
-
-    def device_times(self, iterations: int) -> None:
-        """Return None: there is no device clock to ask."""
 
 
 def _spec(node: Any) -> TensorSpec:

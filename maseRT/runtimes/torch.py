@@ -13,7 +13,7 @@ from maseRT.closing import Closing
 from maseRT.errors import MissingError
 from maseRT.eval_mode import evaluating
 from maseRT.hardware import cuda_index, why_no_torch_cuda
-from maseRT.runtimes.base import Call, TensorSpec
+from maseRT.runtimes.base import Bound, Call, TensorSpec
 from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.runtimes.feeds import check_feed, is_torch, to_numpy
 
@@ -102,10 +102,16 @@ class TorchSession(Closing):
 
         return on_cpu if device == "cpu" else on_gpu
 
-    def bind(self, feed: Mapping[str, Any]) -> TorchBound:
+    def bind(self, feed: Mapping[str, Any]) -> Bound:
         """Place one batch on the device."""
         check_feed(feed, self.inputs, where="torch")
-        return TorchBound(partial(self._run, self._on_device(feed[INPUT])), self._device)
+        launch = partial(self._run, self._on_device(feed[INPUT]))
+        if self._device == "cpu":
+            return Bound(launch)
+        import torch
+
+        wait = partial(torch.cuda.synchronize, self._device)
+        return Bound(launch, wait, partial(event_times, launch, self._device))
 
     def close(self) -> None:
         """Give the module back as it was: its mode and its device."""
@@ -125,61 +131,34 @@ class TorchSession(Closing):
         return output
 
 
-class TorchBound:
-    """One batch on a device.
+def event_times(launch: Callable[[], object], device: str, iterations: int) -> DeviceTimes:
+    """Return the time of each of `iterations` launches by CUDA events, one queued behind another.
 
-    Args:
-        launch: queues one inference there.
-        device: "cpu" or "cuda:N".
+    An untimed one comes first, so that the GPU has work while the first timed one is queued.
     """
+    import torch
 
-    def __init__(self, launch: Callable[[], object], device: str) -> None:
-        self._launch = launch
-        self._device = device
-
-    def run(self) -> None:
-        """Infer once and wait for the end."""
-        self.repeat(1)
-
-    def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times, one queued behind another, and wait for the end."""
-        import torch
-
-        for _ in range(iterations):
-            self._launch()
-        if self._device != "cpu":
-            torch.cuda.synchronize(self._device)
-
-    def device_times(self, iterations: int) -> DeviceTimes | None:
-        """Return the time of each inference by CUDA events, one queued behind another; None on a CPU.
-
-        An untimed one comes first, so that the GPU has work while the first timed one is queued.
-        """
-        import torch
-
-        if self._device == "cpu":
-            return None
-        launch, clock_ns = self._launch, time.perf_counter_ns
-        with torch.cuda.device(self._device):
-            origin, *others = _events(2 * iterations + 1)
-            pairs = list(zip(others[::2], others[1::2], strict=True))
-            stream = torch.cuda.current_stream()  # looked up once: an event would each time
-            torch.cuda.synchronize()  # so that the origin is recorded at once
-            origin.record(stream)
-            origin_ns = clock_ns()
+    clock_ns = time.perf_counter_ns
+    with torch.cuda.device(device):
+        origin, *others = _events(2 * iterations + 1)
+        pairs = list(zip(others[::2], others[1::2], strict=True))
+        stream = torch.cuda.current_stream()  # looked up once: an event would each time
+        torch.cuda.synchronize()  # so that the origin is recorded at once
+        origin.record(stream)
+        origin_ns = clock_ns()
+        launch()
+        queued_ns = [clock_ns()]
+        for start, end in pairs:
+            start.record(stream)
             launch()
-            queued_ns = [clock_ns()]
-            for start, end in pairs:
-                start.record(stream)
-                launch()
-                end.record(stream)
-                queued_ns.append(clock_ns())
-            torch.cuda.synchronize()
-        return DeviceTimes.of(
-            [start.elapsed_time(end) for start, end in pairs],
-            done_ms=[origin.elapsed_time(end) for _, end in pairs],
-            queued_ms=[(each - origin_ns) / 1e6 for each in queued_ns],
-        )
+            end.record(stream)
+            queued_ns.append(clock_ns())
+        torch.cuda.synchronize()
+    return DeviceTimes.of(
+        [start.elapsed_time(end) for start, end in pairs],
+        done_ms=[origin.elapsed_time(end) for _, end in pairs],
+        queued_ms=[(each - origin_ns) / 1e6 for each in queued_ns],
+    )
 
 
 def _events(count: int) -> list[torch.Event]:

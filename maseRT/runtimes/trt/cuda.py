@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maseRT.errors import MissingError, StepError
+from maseRT.runtimes.base import Bound
 from maseRT.runtimes.device_times import DeviceTimes
 
 
@@ -67,7 +68,7 @@ def capture(stream: int, work: Callable[[], bool]) -> Any | None:
         runtime.cudaGraphDestroy(graph)
 
 
-def device_times(stream: int, work: Callable[[], None], iterations: int) -> DeviceTimes:
+def device_times(stream: int, work: Callable[[], object], iterations: int) -> DeviceTimes:
     """Return how long the stream takes for each of `iterations` runs of `work`, queued one behind another.
 
     An untimed run comes first, so that the stream has work while the first timed one is queued. Errors are looked at
@@ -154,31 +155,11 @@ class Resources:
         self.close()
 
 
-class StreamBound:
-    """One batch that lies on the device, inferred by its session's stream; see `maseRT.runtimes.base.Bound`.
+def bound_to_stream(launch: Callable[[], object], memory: Resources, device: int) -> Bound:
+    """Return a batch that lies on `cuda:<device>`, and that `launch` infers by the stream of `memory`."""
 
-    Args:
-        launch: puts one inference into the stream.
-        memory: owns the stream.
-        device: N of `cuda:N`.
-    """
+    def times(iterations: int) -> DeviceTimes:
+        set_device(device)
+        return device_times(memory.stream, launch, iterations)
 
-    def __init__(self, launch: Callable[[], None], memory: Resources, device: int) -> None:
-        self._launch = launch
-        self._memory = memory
-        self._device = device
-
-    def run(self) -> None:
-        """Infer once and wait for the end."""
-        self.repeat(1)
-
-    def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times, one queued behind another, and wait for the end."""
-        for _ in range(iterations):
-            self._launch()
-        self._memory.synchronize()
-
-    def device_times(self, iterations: int) -> DeviceTimes:
-        """Return the time of each inference by CUDA events, one queued behind another."""
-        set_device(self._device)
-        return device_times(self._memory.stream, self._launch, iterations)
+    return Bound(launch, memory.synchronize, times)

@@ -14,9 +14,9 @@ import numpy as np
 
 from maseRT.closing import Closing
 from maseRT.errors import StepError, UsageError
-from maseRT.runtimes.base import Call, Profile, ShapeRange, TensorSpec
+from maseRT.runtimes.base import Bound, Call, Profile, ShapeRange, TensorSpec
 from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, signature, to_numpy, with_ids_as_taken
-from maseRT.runtimes.trt.cuda import Resources, StreamBound, capture, checked, cudart, set_device
+from maseRT.runtimes.trt.cuda import Resources, bound_to_stream, capture, checked, cudart, set_device
 from maseRT.runtimes.trt.layout import Binding, InputCopy, Layout, OutputCopy
 from maseRT.runtimes.trt.log import listening, make
 from maseRT.runtimes.trt.shapes import Shapes, fit
@@ -117,7 +117,7 @@ class TrtSession(Closing):
 
         return call
 
-    def bind(self, feed: Mapping[str, Any]) -> StreamBound:
+    def bind(self, feed: Mapping[str, Any]) -> Bound:
         """Place one batch in the session's buffers; it stays there until the next `infer` or `bind`."""
         self._check_open()
         self._place_for_own_stream(feed)
@@ -130,7 +130,7 @@ class TrtSession(Closing):
             self._check_bound(generation)
             self._launch()
 
-        return StreamBound(launch, self._memory, self._device)
+        return bound_to_stream(launch, self._memory, self._device)
 
     def layer_times_ms(self, feed: Mapping[str, Any], *, iterations: int) -> dict[str, float]:
         """Return the mean time of every engine layer on one batch; see `maseRT.runtimes.trt.profile`."""
