@@ -12,18 +12,13 @@ from maseRT import __version__, interrupts
 from maseRT.cli_group import CommandLine, Reply, note, set_up_streams
 from maseRT.cli_options import (
     ConfigOption,
-    ForceOption,
     JsonOption,
     JunitOption,
-    LoadOption,
-    LoadTypeOption,
     Options,
     OutputOption,
-    QuietOption,
     RunOption,
     SetOption,
-    StrictOption,
-    VerboseOption,
+    on_a_run,
 )
 from maseRT.cli_outcomes import as_dict, shortfall, show, write_junit
 from maseRT.cli_report import add_report_commands
@@ -61,22 +56,13 @@ def _root(
 
 
 @app.command()
+@on_a_run
 def transform(
-    config: ConfigOption,
-    output: OutputOption = DEFAULT_OUTPUT,
-    run: RunOption = None,
-    set_: SetOption = None,
-    load: LoadOption = None,
-    load_type: LoadTypeOption = None,
+    options: Options,
     first: Annotated[str | None, typer.Option("--from", help="Start at this step.")] = None,
     last: Annotated[str | None, typer.Option("--until", help="Stop after this step.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and why.")] = False,
-    force: ForceOption = False,
-    strict: StrictOption = False,
     junit: JunitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
 ) -> Reply:
     """Run all steps that the config has, in order, skipping what is done."""
     from maseRT.steps.table import get_step
@@ -84,7 +70,6 @@ def transform(
     for name in (first, last):
         if name:
             get_step(name)
-    options = Options(config, output, run, set_ or [], load, load_type, force, as_json, quiet, verbose)
     with options.opened() as work:
         if dry_run:
             outcomes = work.preview(first=first, last=last)
@@ -98,30 +83,18 @@ def transform(
     if junit is not None and not dry_run:
         write_junit(junit, work.workspace.report)
     value = {"run": str(work.workspace.root), "steps": [as_dict(outcome) for outcome in outcomes]}
-    return Reply(value, shortfall(outcomes, strict=strict))
+    return Reply(value, shortfall(outcomes, strict=options.strict))
 
 
 def _add_step_command(name: str) -> None:
-    def command(
-        config: ConfigOption,
-        output: OutputOption = DEFAULT_OUTPUT,
-        run: RunOption = None,
-        set_: SetOption = None,
-        load: LoadOption = None,
-        load_type: LoadTypeOption = None,
-        force: ForceOption = False,
-        strict: StrictOption = False,
-        as_json: JsonOption = False,
-        quiet: QuietOption = False,
-        verbose: VerboseOption = False,
-    ) -> Reply:
-        options = Options(config, output, run, set_ or [], load, load_type, force, as_json, quiet, verbose)
-        return _single(name, options, strict=strict)
+    @on_a_run
+    def command(options: Options) -> Reply:
+        return _single(name, options)
 
     app.command(name, help=STEP_HELP[name])(command)
 
 
-def _single(name: str, options: Options, *, strict: bool = False, junit: Path | None = None) -> Reply:
+def _single(name: str, options: Options, *, junit: Path | None = None) -> Reply:
     """Run one step, print its outcome, and return it."""
     from maseRT.steps.table import get_step
 
@@ -132,7 +105,7 @@ def _single(name: str, options: Options, *, strict: bool = False, junit: Path | 
     if junit is not None:
         write_junit(junit, work.workspace.report)
     value = {"run": str(work.workspace.root), **as_dict(outcome), **outcome.summary}
-    return Reply(value, shortfall([outcome], strict=strict))
+    return Reply(value, shortfall([outcome], strict=options.strict))
 
 
 for _name in STEP_HELP:
@@ -140,23 +113,10 @@ for _name in STEP_HELP:
 
 
 @app.command()
-def analyze(
-    config: ConfigOption,
-    output: OutputOption = DEFAULT_OUTPUT,
-    run: RunOption = None,
-    set_: SetOption = None,
-    load: LoadOption = None,
-    load_type: LoadTypeOption = None,
-    force: ForceOption = False,
-    strict: StrictOption = False,
-    junit: JunitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-) -> Reply:
+@on_a_run
+def analyze(options: Options, junit: JunitOption = None) -> Reply:
     r"""Measure accuracy and speed of every runtime, and judge them (sections \[analyze], \[gate])."""
-    options = Options(config, output, run, set_ or [], load, load_type, force, as_json, quiet, verbose)
-    return _single("analyze", options, strict=strict, junit=junit)
+    return _single("analyze", options, junit=junit)
 
 
 @app.command()
@@ -175,7 +135,7 @@ def explain(
     from maseRT.console import print_line, print_table
     from maseRT.steps.explain import explain as explained
 
-    with Options(config, output, run, set_ or [], as_json=as_json).opened() as work:
+    with Options(config, output, run, set_).opened() as work:
         other = None if against is None else Workspace(output, against)
         found = explained(work.config, work.workspace, layer=layer, against=other)
     if not as_json:

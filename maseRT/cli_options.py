@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate
 
 import typer
+
+from maseRT.cli_group import Reply
+from maseRT.workspace import DEFAULT_OUTPUT, Workspace
 
 if TYPE_CHECKING:
     from maseRT.steps.pipeline import Run
@@ -17,39 +22,36 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's TO
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Where the output tree grows.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; default: the config's.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, instead of the config's.")]
-LoadOption = Annotated[Path | None, typer.Option("--load", help="Trained weights, instead of [model] checkpoint.")]
-LoadTypeOption = Annotated[
-    str | None, typer.Option("--load-type", help="pl, pt, safetensors or pytorch-quantization; told from the file.")
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Run what is already done, too.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say everything, on stderr.")]
-StrictOption = Annotated[
-    bool,
-    typer.Option(
-        "--strict", help="A runtime that cannot run here ends with exit code 3, a finding of the audit with 5."
-    ),
-]
 JunitOption = Annotated[
     Path | None, typer.Option("--junit", help="Write gates and findings there, as test cases of JUnit.")
 ]
 
+_LOAD = typer.Option("--load", help=r"Trained weights, instead of \[model] checkpoint.")
+_LOAD_TYPE = typer.Option("--load-type", help="pl, pt, safetensors or pytorch-quantization; told from the file.")
+_FORCE = typer.Option("--force", help="Run what is already done, too.")
+_STRICT = typer.Option(
+    "--strict", help="A runtime that cannot run here ends with exit code 3, a finding of the audit with 5."
+)
+_QUIET = typer.Option("--quiet", "-q", help="Errors only.")
+_VERBOSE = typer.Option("--verbose", "-v", help="Say everything, on stderr.")
+
 
 @dataclass(frozen=True)
 class Options:
-    """The values of the options that all commands on a run share."""
+    """What every command that runs steps takes, in the order of its help; see `on_a_run`."""
 
-    config: Path
-    output: Path
-    run: str | None
-    overrides: list[str] = field(default_factory=list)
-    load: Path | None = None
-    load_type: str | None = None
-    force: bool = False
-    as_json: bool = False
-    quiet: bool = False
-    verbose: bool = False
+    config: ConfigOption
+    output: OutputOption = DEFAULT_OUTPUT
+    run: RunOption = None
+    overrides: SetOption = None
+    load: Annotated[Path | None, _LOAD] = None
+    load_type: Annotated[str | None, _LOAD_TYPE] = None
+    force: Annotated[bool, _FORCE] = False
+    strict: Annotated[bool, _STRICT] = False
+    as_json: JsonOption = False
+    quiet: Annotated[bool, _QUIET] = False
+    verbose: Annotated[bool, _VERBOSE] = False
 
     @property
     def silent(self) -> bool:
@@ -62,10 +64,9 @@ class Options:
         from maseRT.config_file import load_config
         from maseRT.console import reporting, set_up_logging
         from maseRT.steps.pipeline import Run
-        from maseRT.workspace import Workspace
 
         set_up_logging(verbose=self.verbose, quiet=self.quiet)
-        overrides = list(self.overrides)
+        overrides = [*(self.overrides or ())]
         if self.load is not None:
             overrides.append(f"model.checkpoint={str(self.load)!r}")
         if self.load_type is not None:
@@ -74,3 +75,20 @@ class Options:
         workspace = Workspace(self.output, self.run or self.config.stem)
         with reporting(quiet=self.quiet) as reporter:
             yield Run(config, self.config, workspace, reporter, self.force)
+
+
+def on_a_run(command: Callable[Concatenate[Options, ...], Reply]) -> Callable[..., Reply]:
+    """Give a command all of `Options` on the command line, before its own; it gets them as its first argument.
+
+    Typer reads options off a signature, so the result has the one that both make together.
+    """
+    shared = signature(Options, eval_str=True).parameters
+    own = list(signature(command, eval_str=True).parameters.values())[1:]
+
+    @wraps(command)
+    def parsed(**values: Any) -> Reply:
+        return command(Options(**{name: values.pop(name) for name in shared}), **values)
+
+    every = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in (*shared.values(), *own)]
+    parsed.__signature__ = Signature(every)  # type: ignore[attr-defined]
+    return parsed

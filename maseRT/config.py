@@ -240,7 +240,6 @@ class ExportSection(Section):
         description="A file for each: symmetric INT8 for tensorrt (always written), uint8 activations for "
         "onnxruntime-cpu, uint8 where they are never negative and symmetric INT8 elsewhere for openvino.",
     )
-
     opset: int = Field(
         20, ge=19, le=20, description="19 for old parsers; INT8 MaxPool and FP16 Q/DQ leave no other choice."
     )
@@ -367,7 +366,7 @@ class DriftLimits(Section):
 class AnalyzeSection(Section):
     """[analyze]: what is measured."""
 
-    runtimes: tuple[RuntimeName, ...] = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
+    runtimes: tuple[RuntimeName, ...] = Field(("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"), min_length=1)
     split: Literal["validation", "test"] = "test"
     batches: Positive | None = Field(None, description="Evaluate on the first N batches only.")
     batch_sizes: tuple[Positive, ...] | None = Field(
@@ -384,13 +383,6 @@ class AnalyzeSection(Section):
     sensitivity: bool = Field(False, description="Rank the layers by what quantizing each alone costs.")
     sensitivity_batches: Positive = Field(4, description="Validation batches that each layer's pass takes.")
     sensitivity_layers: Positive = Field(3, description="How many of the worst layers the proposed rules keep in FP16.")
-
-    @field_validator("runtimes")
-    @classmethod
-    def _one_at_least(cls, value: tuple[RuntimeName, ...]) -> tuple[RuntimeName, ...]:
-        if not value:
-            raise ValueError("needs at least one runtime")
-        return value
 
 
 class Speedup(Section):
@@ -416,13 +408,9 @@ class GateSection(Section):
         None, description="The row that is judged; default: the engine if it ran, else the fastest deployed row."
     )
     max_accuracy_drop: float | None = Field(None, ge=0, description="Of the primary metric, against the float model.")
-    min_speedup: (
-        Annotated[
-            Annotated[Speedup, Tag("Speedup")] | Annotated[tuple[Speedup, ...], Tag("Speedups")],
-            Discriminator(lambda value: "Speedups" if isinstance(value, list | tuple) else "Speedup"),
-        ]
-        | None
-    ) = Field(None, description="{ over = ROW, ratio = R }, or several: median latency, end to end.")
+    min_speedup: _OneOrMore | None = Field(
+        None, description="{ over = ROW, ratio = R }, or several: median latency, end to end."
+    )
     max_latency_ms: Rate | None = Field(None, description="Median of one batch, end to end.")
     max_size_mb: Rate | None = Field(None, description="On disk, in 10^6 bytes.")
     min_agreement: float | None = Field(None, ge=0, le=1, description="Share of samples with the float model's label.")

@@ -88,9 +88,15 @@ class CheckError(MaseRTError):
     exit_code = ExitCode.CHECK
 
 
-def did_you_mean(word: str, valid: Sequence[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest valid spelling, else the list of valid ones."""
+def did_you_mean(word: str, valid: Sequence[str], *, listed: bool = True) -> str:
+    """Return `; did you mean 'x'?` for the nearest valid spelling, else the list of valid ones, unless that is long."""
     near = get_close_matches(word, valid, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; valid: {', '.join(valid)}" if valid else ""
+    return f"; valid: {', '.join(valid)}" if listed and valid else ""
+
+
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """Join names for a message; beyond the first ones they are counted."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

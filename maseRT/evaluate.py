@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from maseRT.eval_mode import evaluating
 from maseRT.tasks import CONFUSION, Task, add_batch, metric_value, new_metrics, summed_loss
 from maseRT.token_ids import looked_up
 
@@ -130,14 +131,9 @@ def evaluate(
 def evaluate_module(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, task: Task, outputs: int, device: str = "cpu"
 ) -> Metrics:
-    """Evaluate a torch module in eval mode; the module's own mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            return evaluate(lambda x: model(x.to(device)).cpu(), batches, task=task, outputs=outputs)
-    finally:
-        model.train(training)
+    """Evaluate a torch module in eval mode."""
+    with evaluating(model), torch.inference_mode():
+        return evaluate(lambda x: model(x.to(device)).cpu(), batches, task=task, outputs=outputs)
 
 
 def _or_worst(value: float) -> float:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +64,7 @@ def load_factory(name: str, *, what: str) -> Callable[..., Any]:
                 [word for word in vars(factory) if not word.startswith("_")] if hasattr(factory, "__dict__") else []
             )
             found_in = getattr(module, "__file__", None) or module_name
-            hint = did_you_mean(attribute, _near(public, attribute) if len(public) > _LISTED else public)
+            hint = did_you_mean(attribute, public, listed=len(public) <= _LISTED)
             raise UsageError(f"{found_in} has no '{attribute}'{hint}", where=where)
         factory = getattr(factory, attribute)
     if not callable(factory):
@@ -147,16 +147,11 @@ def _not_found(name: str, *, where: str) -> UsageError:
     directory = Path.cwd()
     files = (path.stem for path in directory.glob("*.py"))
     packages = (path.parent.name for path in directory.glob("*/__init__.py"))
-    hint = did_you_mean(name, _near([*files, *packages], name))
+    hint = did_you_mean(name, [*files, *packages], listed=False)
     fix = f"run from the directory that holds {name.partition('.')[0]}, or install it"
     return UsageError(
         f"there is no module '{name}' in {directory} or among the installed packages{hint}", where=where, fix=fix
     )
-
-
-def _near(words: Iterable[str], name: str) -> list[str]:
-    """Return the words that are worth suggesting, so that a full directory is not listed."""
-    return [word for word in words if did_you_mean(name, [word]).startswith("; did")]
 
 
 def _check_same_file(module: ModuleType, source: Path | None, *, where: str) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -253,4 +253,4 @@ def _as_cuda_sees(found: Sequence[Gpu], visible: str | None) -> tuple[Gpu, ...]:
             if len(matches) != 1:
                 break
             chosen += matches
-    return tuple(Gpu(i, g.name, g.compute_capability, g.memory_mb, g.uuid) for i, g in enumerate(chosen))
+    return tuple(replace(gpu, index=index) for index, gpu in enumerate(chosen))

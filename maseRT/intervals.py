@@ -146,6 +146,8 @@ def difference_interval(base: Array, other: Array, *, seed: int = 0) -> tuple[fl
 def t_quantile(probability: float, freedom: int) -> float:
     """Return Student's t quantile by its Cornish-Fisher expansion (Abramowitz and Stegun, 26.7.5); exact for 1 and 2.
 
+    Workers measure power, and import no scipy: it would take its time and memory there.
+
     Args:
         probability: between 0.5 and 1.
         freedom: degrees of freedom.

@@ -1,31 +1,14 @@
-"""How fast something is: wall time and the device's own time after warm-up, with their spread, for every runtime."""
+"""How fast something is: the times of its calls, and what they come to with their spread."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from maseRT.intervals import bootstrap_latency, latency_figures
 from maseRT.report import schema
-from maseRT.runtimes.base import Bound
-
-
-@dataclass(frozen=True)
-class BoundTimes:
-    """The times of inferences on data that is on the device.
-
-    Attributes:
-        ms: of each.
-        clock: what measured them.
-        waited: see `maseRT.runtimes.device_times.DeviceTimes`.
-    """
-
-    ms: list[float]
-    clock: str
-    waited: int = 0
 
 
 def latency(rounds: Sequence[Sequence[float]], clock: str, *, waited: int | None = None) -> schema.Latency:
@@ -62,15 +45,3 @@ def wall_times_ms(call: Callable[[], object], *, warmup: int, iterations: Iterab
         call()
         times_ms.append((time.perf_counter() - start) * 1000)
     return times_ms
-
-
-def bound_times(bound: Bound, iterations: int) -> BoundTimes:
-    """Return the times of inferences on data that is on the device.
-
-    The device's own events, one inference queued behind another; where the runtime gives none away, the wall clock
-    around inferences that are waited for one by one.
-    """
-    found = bound.device_times(iterations)
-    if found is not None:
-        return BoundTimes(found.ms, "device events", found.waited)
-    return BoundTimes(wall_times_ms(bound.run, warmup=0, iterations=range(iterations)), "wall clock")

@@ -1,11 +1,10 @@
-"""Rewrites of an exported ONNX model for parsers that lack newer forms of its operators; its results stay the same."""
+"""Rewrites of an exported ONNX model for parsers that lack newer forms of its operators: its results stay the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 _PASS_ZEROS_ON = frozenset({"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
@@ -17,9 +16,6 @@ _AXES_AS_INPUT = frozenset(
 )
 """Reductions whose axes became an input with opset 18; ReduceSum's did with 13, which every parser knows."""
 
-_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
-_WIDER = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
-
 
 def for_tensorrt_8(model: ModelProto) -> None:
     """Rewrite a model, in place, as TensorRT 8.6's parser takes it.
@@ -27,7 +23,7 @@ def for_tensorrt_8(model: ModelProto) -> None:
     It does not mind the `start` and `end` of Shape (opset 15), so that shapes put together from them come out wrong;
     initial states of a dynamic batch are not needed where they are zero; and means over an image are pools. In a
     quantized model a 3-D max pool is two 2-D ones: the builder moves Q and DQ across it, and has no kernel for it then.
-    The model stays one that every runtime takes; `attribute_axes` and `widen` are further rewrites for that parser.
+    The model stays one that every runtime takes; `attribute_axes` and `maseRT.onnx_widen` do the rest.
     """
     global_pools(model)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
@@ -142,32 +138,6 @@ def attribute_axes(graph: GraphProto) -> None:
     without_dead_nodes(graph)
 
 
-def widen(model: ModelProto) -> None:
-    """Write every FP16 tensor of a model, in place, as FP32, and leave out the Casts between the two.
-
-    For a library that is told types layer by layer instead, and that does not read FP16 scales of Q/DQ. Inputs and
-    outputs become FP32, too. Results differ by the rounding to FP16 that is left out.
-    """
-    types = _element_types(model)
-    renamed: dict[str, str] = {}
-    for graph in reversed(list(_graphs(model.graph))):  # inner ones first: to replace nodes is to copy what is in them
-        for tensor in graph.initializer:
-            _widen_tensor(tensor)
-        for value in (*graph.input, *graph.output):
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
-        del graph.value_info[:]
-        for node in graph.node:
-            _widen_attributes(node)
-        _drop_casts(graph, types, renamed)
-    for graph in _graphs(model.graph):
-        for node in graph.node:
-            for position, name in enumerate(node.input):
-                while name in renamed:
-                    name = renamed[name]
-                node.input[position] = name
-
-
 def whole_shapes(graph: GraphProto) -> None:
     """Take parts of a shape by Slice instead of Shape's own attributes."""
     nodes: list[NodeProto] = []
@@ -215,49 +185,6 @@ def without_dead_nodes(graph: GraphProto) -> None:
     graph.value_info.extend(values)
 
 
-def _drop_casts(graph: GraphProto, types: dict[str, int], renamed: dict[str, str]) -> None:
-    """Remove Casts between FP32 and FP16; one that makes an output of the graph becomes an Identity.
-
-    Args:
-        graph: already without FP16.
-        types: of the tensors before.
-        renamed: takes what the removed Casts made -> what they read.
-    """
-    outputs = {value.name for value in graph.output}
-    kept = []
-    for node in graph.node:
-        if node.op_type in ("Cast", "CastLike") and {types.get(node.input[0]), types.get(node.output[0])} <= _WIDER:
-            if node.output[0] not in outputs:
-                renamed[node.output[0]] = node.input[0]
-                continue
-            node.op_type = "Identity"
-            del node.input[1:], node.attribute[:]
-        kept.append(node)
-    _replace_nodes(graph, kept)
-
-
-def _widen_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.FLOAT16:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-
-
-def _widen_attributes(node: NodeProto) -> None:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.TENSOR:
-            _widen_tensor(attribute.t)
-        elif attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT16:
-            attribute.i = TensorProto.FLOAT
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield a graph and those inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
-
-
 def _shapes(model: ModelProto) -> dict[str, list[int]]:
     """Return tensor name -> its sizes, 0 for a free one, where inference finds them."""
     graph = shape_inference.infer_shapes(model).graph
@@ -266,16 +193,6 @@ def _shapes(model: ModelProto) -> dict[str, list[int]]:
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
-
-
-def _element_types(model: ModelProto) -> dict[str, int]:
-    """Return tensor name -> TensorProto's number of its type, where inference finds one."""
-    types: dict[str, int] = {}
-    for graph in _graphs(shape_inference.infer_shapes(model).graph):
-        types.update({tensor.name: tensor.data_type for tensor in graph.initializer})
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            types[value.name] = value.type.tensor_type.elem_type
-    return types
 
 
 def _constants(graph: GraphProto) -> Callable[[str], list[int] | None]:

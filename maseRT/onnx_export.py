@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from maseRT.errors import MaseRTError, StepError
+from maseRT.eval_mode import evaluating
 from maseRT.onnx_casts import compute_in_half
 from maseRT.onnx_translations import plain_pools, translations
 from maseRT.quant.lstm import projections_written_out, states_traced_in_shape
@@ -112,19 +113,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def _as_exported(model: nn.Module) -> Iterator[None]:
-    with _evaluating(model), exporting(model), projections_written_out(model), states_traced_in_shape():
+    with evaluating(model), exporting(model), projections_written_out(model), states_traced_in_shape():
         yield
 
 
@@ -136,7 +126,7 @@ def other_size(images: Tensor, dynamic: Collection[str]) -> Tensor:
 
 def _check_other_size(model: nn.Module, example: Tensor, free: Mapping[str, int]) -> None:
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(other_size(example[:1], free))
     except MaseRTError:
         raise

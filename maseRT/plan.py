@@ -158,18 +158,21 @@ class Plan:
         return {name: layer for layer in self.layers for name in (layer.name, *layer.aliases)}
 
     @cached_property
-    def _floats(self) -> dict[str, Precision]:
-        """The type of the result of each node of the flow, before any cast."""
+    def floats(self) -> dict[str, Precision]:
+        """The type in which each layer and operation of the flow computes what is not INT8: its result's before casts.
+
+        INPUT and OUTPUT are FP32.
+        """
         floats = {layer.name: layer.float for layer in self.layers}
         floats |= {operation.name: operation.precision for operation in self.operations}
         return {**floats, INPUT: Precision.FP32, OUTPUT: Precision.FP32}
 
     @cached_property
-    def _consumers(self) -> dict[str, list[str]]:
-        consumers: dict[str, list[str]] = {}
-        for producer, consumer in self.flow:
-            consumers.setdefault(producer, []).append(consumer)
-        return consumers
+    def _readers(self) -> dict[str, list[str]]:
+        readers: dict[str, list[str]] = {}
+        for writer, reader in self.flow:
+            readers.setdefault(writer, []).append(reader)
+        return readers
 
     @property
     def has_int8(self) -> bool:
@@ -193,14 +196,18 @@ class Plan:
         names = [*self._by_name, *(operation.name for operation in self.operations)]
         return max((name for name in names if amax.startswith(f"{name}.")), key=len, default=amax)
 
+    def readers_of(self, name: str) -> list[str]:
+        """Return the layers and operations that read the result of one, and OUTPUT where it is the model's."""
+        return self._readers.get(name, [])
+
     def output_of(self, name: str) -> Precision:
         """Return the type of the tensor that a layer, an operation or INPUT passes to its readers.
 
         That is its own type or the plan's `float`, whichever takes fewer casts: each reader with another type casts the
         tensor, and the producer casts its result if the tensor does not have its own type.
         """
-        own = self._floats[name]
-        readers = [self._floats[reader] for reader in self._consumers.get(name, ())]
+        own = self.floats[name]
+        readers = [self.floats[reader] for reader in self.readers_of(name)]
         kept = sum(reader is not own for reader in readers)
         cast = 1 + sum(reader is not self.float for reader in readers)
         return own if kept < cast or (kept == cast and own in readers) else self.float
@@ -248,8 +255,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        document = asdict(self)
-        return {key: _plain(value) for key, value in document.items()}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Plan:
@@ -275,14 +281,6 @@ class Plan:
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"not a plan: {error!r}", where="plan", fix="run `masert quantize` again") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value.value if isinstance(value, Precision) else value
 
 
 def _spec(document: dict[str, Any] | None) -> QuantSpec | None:

@@ -206,7 +206,7 @@ class Receipt:
             if layer.exported != layer.asked or layer.executed not in _WIDTH:
                 continue
             narrowed = _WIDTH[layer.executed] < _WIDTH[layer.asked]
-            readers = [reader for writer, reader in plan.flow if writer == layer.name and reader != OUTPUT]
+            readers = [reader for reader in plan.readers_of(layer.name) if reader != OUTPUT]
             names, precision = (readers, layer.asked) if narrowed and readers else ([layer.name], layer.executed)
             rules |= {name: f'{{ name = "{name}", precision = "{precision}" }},' for name in names}
         return list(rules.values())

@@ -103,9 +103,9 @@ def load_task(name: str) -> Task:
     return TASKS[name]
 
 
-def outputs_in(outputs: Tensor) -> int:
+def outputs_in(outputs: Tensor | Array) -> int:
     """Return the size of the last dimension of a batch of outputs; 1 where there is only the batch's."""
-    return outputs.shape[-1] if outputs.dim() > 1 else 1
+    return int(outputs.shape[-1]) if outputs.ndim > 1 else 1
 
 
 def check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,8 @@ from torch import nn
 
 from maseRT.config import ModelSection, QuantizeSection
 from maseRT.hardware import cpu
-from maseRT.models import build_model
+from maseRT.measure import wall_times_ms
+from maseRT.models.build import build_model
 from maseRT.onnx_export import export_onnx
 from maseRT.onnxrt.forms import cpu_form, openvino_form
 from maseRT.onnxrt.kernels import kernels_of
@@ -232,12 +234,7 @@ def measure(found: list[Variant], x: np.ndarray, *, rounds: int, repeats: int, e
         if number >= LEAST_ROUNDS and time.monotonic() > end:
             return
         for variant in found:
-            variant.run(x)
-            times = []
-            for _ in range(repeats):
-                start = time.perf_counter()
-                variant.run(x)
-                times.append((time.perf_counter() - start) * 1000)
+            times = wall_times_ms(partial(variant.run, x), warmup=1, iterations=range(repeats))
             variant.times_ms.append(float(np.median(times)))
 
 

@@ -117,7 +117,7 @@ def new_model(name: str) -> Any:
     import torch
 
     from maseRT.config import ModelSection
-    from maseRT.models import build_model
+    from maseRT.models.build import build_model
     from maseRT.models.zoo import ZOO
 
     torch.manual_seed(0)

@@ -42,6 +42,7 @@ from gpu_bench.jobs import Job, Options  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from maseRT.config import QuantizeSection  # noqa: E402
+from maseRT.measure import wall_times_ms  # noqa: E402
 from maseRT.onnx_export import export_onnx  # noqa: E402
 from maseRT.precision import Precision  # noqa: E402
 from maseRT.quant import make_plan, quantize_model  # noqa: E402
@@ -456,15 +457,8 @@ def precisions(info: Any) -> str:
     return " ".join(layer.precision or "-" for layer in info.layers or () if not layer.converts_only)
 
 
-def median_us(call: Any, count: int = 2000) -> float:
-    for _ in range(50):
-        call()
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1e6
+def median_us(call: Any) -> float:
+    return float(np.median(wall_times_ms(call, warmup=50, iterations=range(2000)))) * 1e3
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ LAYERS = [
     {
         "quant", "runtimes", "plan", "layer_rules", "models", "data", "measure", "report", "onnx_export",
         "onnx_translations", "onnx_graph", "onnxrt", "evaluate", "learning", "agreement", "checkpoints", "doctor",
-        "scaffold", "receipt", "tasks", "energy", "nvml", "onnx_compat", "blame", "workers", "intervals", "drift",
-        "bisection", "onnx_outputs", "onnx_casts", "token_ids",
+        "scaffold", "receipt", "tasks", "energy", "meters", "nvml", "onnx_compat", "onnx_widen", "blame", "workers",
+        "intervals", "drift", "bisection", "onnx_outputs", "onnx_casts", "token_ids",
     },
     {
         "workspace", "records", "config", "config_errors", "config_file", "errors", "precision", "progress", "logs",
-        "factories", "hardware", "interrupts", "closing", "termination", "user_code",
+        "factories", "hardware", "interrupts", "closing", "termination", "user_code", "eval_mode",
     },
 ]  # fmt: skip
 

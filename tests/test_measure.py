@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from maseRT.measure import BoundTimes, bound_times, latency, wall_times_ms
-from maseRT.runtimes.device_times import DeviceTimes
+from maseRT.measure import latency, wall_times_ms
 
 
 def test_a_latency_sums_up_all_rounds():
@@ -26,30 +25,6 @@ def test_figures_lie_within_their_intervals_where_each_round_has_a_stall(calls):
     found = latency([[*[0.5] * (calls - 1), 8.0]] * 10, "wall")
     for name, interval in found.intervals.items():
         assert interval.low <= getattr(found, f"{name}_ms") <= interval.high
-
-
-class Bound:
-    def __init__(self, times):
-        self._times = times
-        self.runs = 0
-
-    def run(self):
-        self.runs += 1
-
-    def device_times(self, iterations):
-        return self._times
-
-
-def test_the_devices_clock_comes_first():
-    bound = Bound(DeviceTimes([1.0, 2.0], waited=1))
-    assert bound_times(bound, 2) == BoundTimes([1.0, 2.0], "device events", 1)
-    assert bound.runs == 0
-
-
-def test_without_a_device_clock_the_wall_clock_times_every_run():
-    bound = Bound(None)
-    found = bound_times(bound, 3)
-    assert (len(found.ms), found.clock, found.waited, bound.runs) == (3, "wall clock", 0, 3)
 
 
 @pytest.mark.parametrize(("waited", "bound"), [(None, False), (0, False), (20, False), (21, True), (40, True)])

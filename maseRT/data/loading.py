@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -62,25 +61,8 @@ def calibration_subset(splits: Splits, *, samples: int, seed: int) -> Dataset[An
     return Subset(splits.train, order[:samples].tolist())
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error on its way out of a loader's process, where torch would turn it into the text of a traceback."""
-
-    kind: type[MaseRTError]
-    what: str
-    where: str
-    fix: str
-
-    @classmethod
-    def of(cls, error: MaseRTError) -> _Failure:
-        return cls(type(error), error.what, error.where, error.fix)
-
-    def error(self) -> MaseRTError:
-        return self.kind(self.what, where=self.where, fix=self.fix)
-
-
 class _Guarded(Dataset[Any]):
-    """A data set that gives its errors as values."""
+    """A data set that gives its errors as values: of one raised in a process, torch leaves a traceback's text."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -92,12 +74,12 @@ class _Guarded(Dataset[Any]):
         try:
             return self.dataset[index]
         except MaseRTError as error:
-            return _Failure.of(error)
+            return error
 
 
 def _collate(samples: Sequence[Any]) -> Any:
-    failure = next((sample for sample in samples if isinstance(sample, _Failure)), None)
-    return failure if failure is not None else default_collate(list(samples))
+    error = next((sample for sample in samples if isinstance(sample, MaseRTError)), None)
+    return default_collate(list(samples)) if error is None else error
 
 
 class _Loader(DataLoader[Any]):
@@ -105,6 +87,6 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch declares its private iterator
         for batch in super().__iter__():
-            if isinstance(batch, _Failure):
-                raise batch.error()
+            if isinstance(batch, MaseRTError):
+                raise batch
             yield batch

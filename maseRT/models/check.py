@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maseRT import token_ids
 from maseRT.errors import UsageError
+from maseRT.eval_mode import evaluating
 from maseRT.models.weights import check_finite
 
 _WHERE = "[model] name"
@@ -30,10 +31,8 @@ def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> T
     """
     check_finite(model, where="the model's weights")
     _check_inputs(model)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             output = model(example)
             again = model(example)
     except UsageError:
@@ -44,9 +43,6 @@ def check_model(model: nn.Module, example: Tensor, *, classes: bool = True) -> T
             where=_WHERE,
             fix=token_ids.fix(example, error) or _FIX,
         ) from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     checked = _checked_output(output, len(example), classes=classes)
     if not torch.allclose(checked, again, rtol=1e-3, atol=1e-5):
         raise UsageError(

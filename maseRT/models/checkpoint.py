@@ -119,7 +119,9 @@ def _first_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise UsageError(
-            f"no such checkpoint{_near(path.name, beside)}", where=str(path), fix="check the path"
+            f"no such checkpoint{did_you_mean(path.name, beside, listed=False)}",
+            where=str(path),
+            fix="check the path",
         ) from None
     except OSError as error:
         raise UsageError(
@@ -213,7 +215,8 @@ def _class_named(name: str, path: Path) -> Any:
     found = getattr(module, attribute, None)
     if found is None:
         public = [word for word in vars(module) if not word.startswith("_")]
-        raise UsageError(f"{module_name} has no '{attribute}'{_near(attribute, public)}", where=where)
+        hint = did_you_mean(attribute, public, listed=False)
+        raise UsageError(f"{module_name} has no '{attribute}'{hint}", where=where)
     if not isinstance(found, type) and name not in _NUMPY_REBUILDERS:
         raise UsageError(
             f"'{name}' is no class; loading would call it",
@@ -256,12 +259,6 @@ def _corrupt(path: Path, error: Exception) -> UsageError:
 def _starts_as_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def _near(word: str, words: Sequence[str]) -> str:
-    """Return `; did you mean 'x'?`, or nothing when no word is near: a full list of files or names helps nobody."""
-    hint = did_you_mean(word, words)
-    return hint if hint.startswith("; did") else ""
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:

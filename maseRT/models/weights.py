@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from maseRT.errors import UsageError
+from maseRT.errors import UsageError, shortened
 from maseRT.models.checkpoint import Checkpoint
 
 _FIX = "give this model's checkpoint, or the [model] name and args that the checkpoint was trained with"
@@ -179,9 +179,3 @@ def check_finite(model: nn.Module, *, where: str) -> None:
         raise UsageError(
             f"NaN or infinity in {shortened(bad)}", where=where, fix="train again, or give another checkpoint"
         )
-
-
-def shortened(names: list[str], limit: int = 6) -> str:
-    """Return the first names, and how many follow."""
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

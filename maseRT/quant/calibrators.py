@@ -13,7 +13,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from maseRT.errors import StepError, UsageError, did_you_mean
+from maseRT.errors import StepError, UsageError, did_you_mean, shortened
 from maseRT.quant.fake_quant import AMAX_FLOOR
 from maseRT.quant.histogram import Bins, Histogram, merged
 from maseRT.quant.sqnr import squared_error_integral
@@ -246,9 +246,3 @@ def _check_ranges(histograms: Mapping[str, Histogram], groups: Sequence[Sequence
             where=shortened(zero),
             fix="keep the layer in float with a rule, or calibrate on data that reaches it",
         )
-
-
-def shortened(names: Sequence[str], limit: int = 8) -> str:
-    """Join names for a message; beyond the limit they are counted."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

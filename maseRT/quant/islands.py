@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from maseRT.plan import INPUT, OUTPUT, LayerPlan, Plan
+from maseRT.plan import OUTPUT, LayerPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant.placement import ACTIVATIONS
 
@@ -38,8 +38,8 @@ def _company(plan: Plan, layer: LayerPlan) -> list[str]:
     """Return the layers and operations that have to be FP32 too."""
     if "Conv" not in layer.type or layer.precision is not Precision.FP32:
         return []
-    readers = _readers(plan, layer.name)
-    floats = _floats(plan)
+    readers = plan.readers_of(layer.name)
+    floats = plan.floats
     writers = [writer for writer, reader in plan.flow if reader == layer.name]
     if not readers or any(floats[name] not in _HALVES for name in readers):
         return []
@@ -50,23 +50,12 @@ def _company(plan: Plan, layer: LayerPlan) -> list[str]:
         name
         for add in fused
         if _is_add(plan, add)
-        for name in _readers(plan, add)
+        for name in plan.readers_of(add)
         if name != OUTPUT and _is_activation(plan, name) and _is_free(plan, name) and floats[name] in _HALVES
     ]
     if fused:
         return list(dict.fromkeys([*fused, *behind]))
     return [each.name for each in plan.layers if each.name in readers and each.precision is Precision.INT8]
-
-
-def _readers(plan: Plan, name: str) -> list[str]:
-    return [reader for writer, reader in plan.flow if writer == name]
-
-
-def _floats(plan: Plan) -> dict[str, Precision]:
-    """Return the type in which each layer and operation computes what is not INT8."""
-    floats = {layer.name: layer.float for layer in plan.layers}
-    floats |= {operation.name: operation.precision for operation in plan.operations}
-    return {**floats, INPUT: Precision.FP32, OUTPUT: Precision.FP32}
 
 
 def _is_add(plan: Plan, name: str) -> bool:

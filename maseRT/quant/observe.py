@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from maseRT.errors import StepError
-from maseRT.quant.calibrators import shortened
+from maseRT.errors import StepError, shortened
 from maseRT.quant.histogram import Histogram
 from maseRT.quant.quantizer import Quantizer, amax_name, quantizers
 

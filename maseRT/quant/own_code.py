@@ -20,6 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from maseRT.errors import StepError
+from maseRT.eval_mode import evaluating
 from maseRT.quant.operations import operation_name, spellings
 from maseRT.quant.quantizer import SUFFIX, Quantizer
 
@@ -251,18 +252,12 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 def _run(layer: nn.Module, value: float) -> _Run:
     """Run a layer's forward in eval mode, past its hooks, on a small input of one value and a little of another."""
-    cls, modes = type(layer), {module: module.training for module in layer.modules()}
-    layer.eval()
     base = base_of(layer)
     run = _Run(PRODUCTS[base] if base else "")
-    try:
-        with torch.no_grad():
-            x = _example(layer, value)
-            with run:
-                run.returned = cls.forward(layer, x) is run.result
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(layer), torch.no_grad():
+        x = _example(layer, value)
+        with run:
+            run.returned = type(layer).forward(layer, x) is run.result
     return run
 
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from maseRT.config import PrecisionRule, QuantizeSection
-from maseRT.errors import UsageError
+from maseRT.errors import UsageError, shortened
 from maseRT.plan import Fold, LayerPlan, Plan, SitePlan
 from maseRT.precision import Precision
-from maseRT.quant.calibrators import shortened
 from maseRT.quant.checkpoint_ranges import input_spec, ranges_by_operand, weight_spec
 from maseRT.quant.fake_quant import AMAX_FLOOR
 from maseRT.quant.fold import batchnorm_gain, per_output_channel

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from maseRT.config import PrecisionRule, QuantizeSection
-from maseRT.errors import UsageError
+from maseRT.errors import UsageError, shortened
 from maseRT.layer_rules import first_matches
 from maseRT.plan import NO_BF16_FORM, Fold, LayerPlan, OperationPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
-from maseRT.quant.calibrators import shortened
 from maseRT.quant.foldable import find_folds, folds_in_sequentials, nodes_of_folded
 from maseRT.quant.in_fp32 import layers_in_fp32, operation_in_fp32
 from maseRT.quant.inventory import calls_of, layers_of, operations_of

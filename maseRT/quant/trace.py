@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ class Graph:
 
     def readers(self, index: int) -> list[tuple[Node, int]]:
         """Return the (node, operand) pairs that read what a node wrote."""
-        return self._readers().get(index, [])
+        return self._readers.get(index, [])
 
     def calls(self, name: str) -> list[Node]:
         """Return every call of a layer."""
@@ -174,15 +175,14 @@ class Graph:
                 found.setdefault(node.owner, []).append(node.name)
         return found
 
+    @cached_property
     def _readers(self) -> dict[int, list[tuple[Node, int]]]:
-        if not hasattr(self, "_cache"):
-            cache: dict[int, list[tuple[Node, int]]] = {}
-            for node in self.nodes:
-                for position, operand in enumerate(node.operands):
-                    if operand.source is not None:
-                        cache.setdefault(operand.source, []).append((node, position))
-            self._cache = cache
-        return self._cache
+        readers: dict[int, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for position, operand in enumerate(node.operands):
+                if operand.source is not None:
+                    readers.setdefault(operand.source, []).append((node, position))
+        return readers
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -218,20 +218,36 @@ Call = Callable[[], Sequence[Any]]
 """Infers one batch; returns the outputs as numpy arrays, in the order of the session's `outputs`."""
 
 
-class Bound(Protocol):
-    """Inputs that lie on the device, ready to be inferred again and again: what the device's time is measured on."""
+@dataclass(frozen=True)
+class Bound:
+    """Inputs that lie on the device, ready to be inferred again and again: what the device's time is measured on.
+
+    Attributes:
+        launch: infers once, without copies between host and device; it may return before that is done.
+        wait: returns when all is done that was launched.
+        times: returns the time of each of so many inferences by the device's own clock; None where it has none.
+    """
+
+    launch: Callable[[], object]
+    wait: Callable[[], object] = lambda: None
+    times: Callable[[int], DeviceTimes] | None = None
 
     def run(self) -> None:
-        """Infer once, without copies between host and device; return when it is done."""
+        """Infer once; return when it is done."""
+        self.repeat(1)
 
     def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times back to back, as `run` does; return when all are done."""
+        """Infer `iterations` times back to back; return when all are done."""
+        for _ in range(iterations):
+            self.launch()
+        self.wait()
 
     def device_times(self, iterations: int) -> DeviceTimes | None:
         """Return the time of each of `iterations` inferences by the device's own clock; None where it has none.
 
         They are queued one behind another, so that the device need not wait for the host; where it does, it is told.
         """
+        return None if self.times is None else self.times(iterations)
 
 
 class Session(Protocol):

@@ -24,8 +24,7 @@ from maseRT.onnxrt.providers import (
     saturating_products,
     why_unavailable,
 )
-from maseRT.runtimes.base import Call, TensorSpec
-from maseRT.runtimes.device_times import DeviceTimes
+from maseRT.runtimes.base import Bound, Call, TensorSpec
 from maseRT.runtimes.feeds import arrays_fit, check_feed, like_feed, to_numpy, with_ids_as_taken
 
 if TYPE_CHECKING:
@@ -276,7 +275,7 @@ class OnnxSession(Closing):
         check_feed(feed, self.inputs, where=OnnxRuntime.name)
         return partial(self._live().run, self._names, {name: to_numpy(value) for name, value in feed.items()})
 
-    def bind(self, feed: Mapping[str, Any]) -> OnnxBound | CudaBound:
+    def bind(self, feed: Mapping[str, Any]) -> Bound:
         """Place one batch, and room for the outputs, on the device."""
         import onnxruntime as ort
 
@@ -289,7 +288,13 @@ class OnnxSession(Closing):
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(to_numpy(value), kind, index))
         for spec in self.outputs:
             binding.bind_output(spec.name, kind, index)
-        return OnnxBound(session, binding) if self._memory is None else CudaBound(self, binding, self._memory, index)
+        if self._memory is None:
+            return Bound(partial(session.run_with_iobinding, binding), binding.synchronize_outputs)
+        from maseRT.runtimes.trt.cuda import bound_to_stream
+
+        queued = ort.RunOptions()
+        queued.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return bound_to_stream(lambda: self._live().run_with_iobinding(binding, queued), self._memory, index)
 
     def close(self) -> None:
         """Free the session, then the stream that it computed on."""
@@ -301,61 +306,6 @@ class OnnxSession(Closing):
         if self._session is None:
             raise StepError("the session is closed", where=OnnxRuntime.name)
         return self._session
-
-
-class OnnxBound:
-    """One batch on the session's device, by I/O binding."""
-
-    def __init__(self, session: Any, binding: Any) -> None:
-        self._session = session
-        self._binding = binding
-
-    def run(self) -> None:
-        """Infer once and wait for the end."""
-        self.repeat(1)
-
-    def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times and wait for the end; onnxruntime waits after each."""
-        for _ in range(iterations):
-            self._session.run_with_iobinding(self._binding)
-        self._binding.synchronize_outputs()
-
-    def device_times(self, iterations: int) -> None:
-        """Return None: there is no device clock to ask."""
-
-
-class CudaBound:
-    """One batch on a GPU, inferred on the session's own stream."""
-
-    def __init__(self, session: OnnxSession, binding: Any, memory: Resources, device: int) -> None:
-        import onnxruntime as ort
-
-        self._session = session
-        self._binding = binding
-        self._memory = memory
-        self._device = device
-        self._queued = ort.RunOptions()
-        self._queued.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-    def run(self) -> None:
-        """Infer once and wait for the end."""
-        self.repeat(1)
-
-    def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times, one queued behind another, and wait for the end."""
-        for _ in range(iterations):
-            self._launch()
-        self._memory.synchronize()
-
-    def device_times(self, iterations: int) -> DeviceTimes:
-        """Return the time of each inference by CUDA events, one queued behind another."""
-        from maseRT.runtimes.trt.cuda import device_times, set_device
-
-        set_device(self._device)
-        return device_times(self._memory.stream, self._launch, iterations)
-
-    def _launch(self) -> None:
-        self._session._live().run_with_iobinding(self._binding, self._queued)
 
 
 def _spec(node: Any) -> TensorSpec:

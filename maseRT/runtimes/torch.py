@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from maseRT.closing import Closing
 from maseRT.errors import MissingError
+from maseRT.eval_mode import evaluating
 from maseRT.hardware import cuda_index, why_no_torch_cuda
-from maseRT.runtimes.base import Call, TensorSpec
+from maseRT.runtimes.base import Bound, Call, TensorSpec
 from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.runtimes.feeds import check_feed, is_torch, to_numpy
 
@@ -67,7 +69,7 @@ class TorchSession(Closing):
         self._device = device
         self._undo = ExitStack()
         self._undo.enter_context(_placed(module, device))
-        self._undo.enter_context(_evaluating(module))
+        self._undo.enter_context(evaluating(module))
 
     def infer(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Run the module on one batch. Outputs are numpy arrays, or torch tensors on the fed tensor's device.
@@ -100,10 +102,16 @@ class TorchSession(Closing):
 
         return on_cpu if device == "cpu" else on_gpu
 
-    def bind(self, feed: Mapping[str, Any]) -> TorchBound:
+    def bind(self, feed: Mapping[str, Any]) -> Bound:
         """Place one batch on the device."""
         check_feed(feed, self.inputs, where="torch")
-        return TorchBound(self, self._on_device(feed[INPUT]), self._device)
+        launch = partial(self._run, self._on_device(feed[INPUT]))
+        if self._device == "cpu":
+            return Bound(launch)
+        import torch
+
+        wait = partial(torch.cuda.synchronize, self._device)
+        return Bound(launch, wait, partial(event_times, launch, self._device))
 
     def close(self) -> None:
         """Give the module back as it was: its mode and its device."""
@@ -123,57 +131,34 @@ class TorchSession(Closing):
         return output
 
 
-class TorchBound:
-    """One batch on the session's device."""
+def event_times(launch: Callable[[], object], device: str, iterations: int) -> DeviceTimes:
+    """Return the time of each of `iterations` launches by CUDA events, one queued behind another.
 
-    def __init__(self, session: TorchSession, tensor: Tensor, device: str) -> None:
-        self._session = session
-        self._tensor = tensor
-        self._device = device
+    An untimed one comes first, so that the GPU has work while the first timed one is queued.
+    """
+    import torch
 
-    def run(self) -> None:
-        """Infer once and wait for the end."""
-        self.repeat(1)
-
-    def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times, one queued behind another, and wait for the end."""
-        import torch
-
-        for _ in range(iterations):
-            self._session._run(self._tensor)
-        if self._device != "cpu":
-            torch.cuda.synchronize(self._device)
-
-    def device_times(self, iterations: int) -> DeviceTimes | None:
-        """Return the time of each inference by CUDA events, one queued behind another; None on a CPU.
-
-        An untimed one comes first, so that the GPU has work while the first timed one is queued.
-        """
-        import torch
-
-        if self._device == "cpu":
-            return None
-        run, tensor, clock_ns = self._session._run, self._tensor, time.perf_counter_ns
-        with torch.cuda.device(self._device):
-            origin, *others = _events(2 * iterations + 1)
-            pairs = list(zip(others[::2], others[1::2], strict=True))
-            stream = torch.cuda.current_stream()  # looked up once: an event would each time
-            torch.cuda.synchronize()  # so that the origin is recorded at once
-            origin.record(stream)
-            origin_ns = clock_ns()
-            run(tensor)
-            queued_ns = [clock_ns()]
-            for start, end in pairs:
-                start.record(stream)
-                run(tensor)
-                end.record(stream)
-                queued_ns.append(clock_ns())
-            torch.cuda.synchronize()
-        return DeviceTimes.of(
-            [start.elapsed_time(end) for start, end in pairs],
-            done_ms=[origin.elapsed_time(end) for _, end in pairs],
-            queued_ms=[(each - origin_ns) / 1e6 for each in queued_ns],
-        )
+    clock_ns = time.perf_counter_ns
+    with torch.cuda.device(device):
+        origin, *others = _events(2 * iterations + 1)
+        pairs = list(zip(others[::2], others[1::2], strict=True))
+        stream = torch.cuda.current_stream()  # looked up once: an event would each time
+        torch.cuda.synchronize()  # so that the origin is recorded at once
+        origin.record(stream)
+        origin_ns = clock_ns()
+        launch()
+        queued_ns = [clock_ns()]
+        for start, end in pairs:
+            start.record(stream)
+            launch()
+            end.record(stream)
+            queued_ns.append(clock_ns())
+        torch.cuda.synchronize()
+    return DeviceTimes.of(
+        [start.elapsed_time(end) for start, end in pairs],
+        done_ms=[origin.elapsed_time(end) for _, end in pairs],
+        queued_ms=[(each - origin_ns) / 1e6 for each in queued_ns],
+    )
 
 
 def _events(count: int) -> list[torch.Event]:
@@ -184,17 +169,6 @@ def _events(count: int) -> list[torch.Event]:
     for event in events:
         event.record()
     return events
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = [each for each in module.modules() if each.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each in training:
-            each.training = True
 
 
 @contextmanager

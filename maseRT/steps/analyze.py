@@ -15,7 +15,6 @@ from torch import Tensor
 
 from maseRT import __version__
 from maseRT.config import AnalyzeSection
-from maseRT.errors import UsageError
 from maseRT.hardware import computing, cpu, nvidia_driver, nvidia_gpus
 from maseRT.records import dependency_versions, sha256
 from maseRT.report import schema
@@ -62,12 +61,9 @@ class Rows:
         }
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: AnalyzeSection) -> StepResult:
     """Evaluate and time every model in every runtime that the config names, and write the report."""
     started = time.perf_counter()
-    section = context.config.analyze
-    if section is None:
-        raise UsageError("the config has no [analyze] section")
     workspace = context.workspace
     setting = set_up(context)
     with ExitStack() as stack:
@@ -81,7 +77,7 @@ def run(context: Context) -> StepResult:
     ranking = sensitivity(context, setting, section) if section.sensitivity else None
     for name, row in measurement.rows.items():
         row.take_memory(shown.memory[name])
-    report = _report(context, setting, rows, shown, measurement.rows)
+    report = _report(context, section, setting, rows, shown, measurement.rows)
     resumed = _resumed(shown, measurement)
     report = report.model_copy(
         update={
@@ -91,7 +87,7 @@ def run(context: Context) -> StepResult:
             "result": _result(report),
         }
     )
-    result = _published(context, judged(report, context.config.gate), ranking)
+    result = _published(context, section, judged(report, context.config.gate), ranking)
     finished.clear()
     return result
 
@@ -170,7 +166,12 @@ def _timed_batches(context: Context, setting: Setting, section: AnalyzeSection) 
 
 
 def _report(
-    context: Context, setting: Setting, rows: Rows, shown: Shown, measured: Mapping[str, Measured]
+    context: Context,
+    section: AnalyzeSection,
+    setting: Setting,
+    rows: Rows,
+    shown: Shown,
+    measured: Mapping[str, Measured],
 ) -> schema.Report:
     """Return the report without what is judged about it."""
     config, workspace = context.config, context.workspace
@@ -185,7 +186,7 @@ def _report(
         task=schema.Task(
             name=setting.task.name, primary=setting.task.primary, higher_is_better=setting.task.higher_is_better
         ),
-        samples=_samples(context, setting, shown),
+        samples=_samples(context, section, setting, shown),
         machine=_machine(),
         baseline=baseline,
         rows=[
@@ -197,7 +198,7 @@ def _report(
                 baseline=baseline,
                 base=measured.get(baseline),
                 task=setting.task,
-                method=_method(context, artifact),
+                method=_method(context, section, artifact),
             )
             if artifact.name in rows.workers
             else not_run(artifact, artifact.missing)
@@ -236,13 +237,12 @@ def _resumed(shown: Shown, measurement: Measurement) -> schema.Section | None:
     return schema.Section(key="kept", title=title, values=values, lines=[lead, "", *lines]) if lines else None
 
 
-def _samples(context: Context, setting: Setting, shown: Shown) -> schema.Samples:
-    section, data = context.config.analyze, context.config.data
-    split = section.split if section else "test"
+def _samples(context: Context, section: AnalyzeSection, setting: Setting, shown: Shown) -> schema.Samples:
+    data = context.config.data
     return schema.Samples(
         data=data.name,
-        split=split,
-        available=len(getattr(setting.splits, split)),
+        split=section.split,
+        available=len(getattr(setting.splits, section.split)),
         evaluated=len(shown.targets),
         batch_size=data.batch_size,
         sha256=shown.sha256,
@@ -263,8 +263,7 @@ def _machine() -> schema.Machine:
     )
 
 
-def _method(context: Context, artifact: Artifact) -> schema.Method:
-    section = context.config.analyze or AnalyzeSection()
+def _method(context: Context, section: AnalyzeSection, artifact: Artifact) -> schema.Method:
     on_gpu = computing(artifact.device).startswith("cuda")
     return schema.Method(
         versions={},
@@ -281,7 +280,9 @@ def _method(context: Context, artifact: Artifact) -> schema.Method:
     )
 
 
-def _published(context: Context, report: schema.Report, ranking: Sensitivity | None) -> StepResult:
+def _published(
+    context: Context, section: AnalyzeSection, report: schema.Report, ranking: Sensitivity | None
+) -> StepResult:
     workspace = context.workspace
     written = publish(report, workspace)
     missing = [f"{row.name}: {row.not_run}" for row in report.rows if row.not_run]
@@ -299,13 +300,12 @@ def _published(context: Context, report: schema.Report, ranking: Sensitivity | N
             report.verdict,
             *([bound] if (bound := launch_bound_sentence(report)) else []),
             *(f"not run: {reason}" for reason in missing),
-            *_sensitivity_remarks(context, ranking),
+            *_sensitivity_remarks(section, ranking),
         ],
     )
 
 
-def _sensitivity_remarks(context: Context, ranking: Sensitivity | None) -> list[str]:
+def _sensitivity_remarks(section: AnalyzeSection, ranking: Sensitivity | None) -> list[str]:
     if ranking is not None:
         return ranking.remarks()
-    wanted = context.config.analyze is not None and context.config.analyze.sensitivity
-    return ["sensitivity: the plan has no INT8 layer"] if wanted else []
+    return ["sensitivity: the plan has no INT8 layer"] if section.sensitivity else []

@@ -124,10 +124,10 @@ def _onnx_files(context: Context, label: str) -> Iterator[Artifact]:
         yield Artifact("onnxruntime", label, "deployed", label, context.device, missing=missing)
         return
     settings = SessionSettings(threads=context.threads)
-    yield _onnx_file(context, "fp32", "float", "fp32", workspace.float_onnx, context.device, settings)
+    yield _onnx_file("fp32", "float", "fp32", workspace.float_onnx, context.device, settings)
     best = _likes_best(context)
     precision = _computed(label, widened=best != workspace.onnx)
-    yield _onnx_file(context, label, "deployed", precision, best, context.device, settings)
+    yield _onnx_file(label, "deployed", precision, best, context.device, settings)
     yield from _onnxruntime_modes(context, label)
 
 
@@ -150,7 +150,7 @@ def _onnxruntime_modes(context: Context, label: str) -> Iterator[Artifact]:
     for mode in section.modes:
         precision = told["modes"][mode].get("precision") or precisions.get(mode, "int8")
         role: Role = "float" if precision == "fp32" else "deployed"
-        yield _onnx_file(context, mode, role, precision, workspace.onnxrt_model(mode), told["device"], settings)
+        yield _onnx_file(mode, role, precision, workspace.onnxrt_model(mode), told["device"], settings)
 
 
 def _computed(label: str, *, widened: bool) -> str:
@@ -158,9 +158,7 @@ def _computed(label: str, *, widened: bool) -> str:
     return "fp32" if label == "fp16" and widened else label
 
 
-def _onnx_file(
-    context: Context, label: str, role: Role, precision: str, path: Path, device: str, settings: SessionSettings
-) -> Artifact:
+def _onnx_file(label: str, role: Role, precision: str, path: Path, device: str, settings: SessionSettings) -> Artifact:
     opener = FileOpener("onnxruntime", path, device, settings)
     missing = (why_no_kernels(path, device) or "") if path.exists() else ""
     return Artifact("onnxruntime", label, role, precision, device, (path,), opener, missing, settings)

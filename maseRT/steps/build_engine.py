@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maseRT.config import BuildEngineSection
-from maseRT.errors import CheckError, UsageError
+from maseRT.errors import CheckError
 from maseRT.onnx_graph import layer_precisions
 from maseRT.plan import Plan
 from maseRT.receipt import Receipt, names_in, receipt_from
@@ -21,7 +21,7 @@ from maseRT.workspace import Workspace, atomic_path, read_json, write_json
 log = logging.getLogger(__name__)
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: BuildEngineSection) -> StepResult:
     """Build the engine, and compare it with the plan.
 
     The sidecar is written last: an engine without one was never finished, or does not run as asked.
@@ -29,9 +29,6 @@ def run(context: Context) -> StepResult:
     Raises:
         CheckError: a layer does not run as asked, unless the config only wants a warning.
     """
-    section = context.config.build_engine
-    if section is None:
-        raise UsageError("the config has no [build-engine] section")
     workspace = context.workspace
     compiler = choose_compiler(section.runtime)
     options = build_options(section, context.device, timing_caches=workspace.timing_caches)

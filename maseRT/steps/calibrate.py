@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from maseRT.checkpoints import save_tensors
 from maseRT.config import CalibrateSection, MethodRule, QuantizeSection
-from maseRT.data import calibration_subset, loader
-from maseRT.errors import UsageError
+from maseRT.data.loading import calibration_subset, loader
 from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
 from maseRT.layer_rules import matching_layers
 from maseRT.plan import Plan
-from maseRT.quant import keep_in_fp32, observed_overflow
 from maseRT.quant.bias_correction import correct_biases, restore_biases
 from maseRT.quant.calibrators import Method, amax_from_histograms
 from maseRT.quant.histogram import Histogram, tensors_from_histograms
 from maseRT.quant.observe import known_amax, load_amax, observe
+from maseRT.quant.overflow import keep_in_fp32, observed_overflow
 from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
@@ -58,14 +57,11 @@ class Subject:
     histograms: Mapping[str, Histogram]
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: CalibrateSection) -> StepResult:
     """Observe, compare the methods on validation, and save the model with the best one's ranges.
 
     Ranges that the checkpoint was trained with stay, and so do the biases beside them.
     """
-    section = context.config.calibrate
-    if section is None:
-        raise UsageError("the config has no [calibrate] section")
     workspace = context.workspace
     setting = set_up(context)
     model, plan = rebuild(context, setting.model, workspace.plan, workspace.quantized_checkpoint, master_weights=True)

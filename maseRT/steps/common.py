@@ -11,14 +11,19 @@ from torch.utils.data import DataLoader
 
 from maseRT.checkpoints import load_tensors, save_tensors
 from maseRT.config import Config
-from maseRT.data import Splits, check_data, extreme_ids, load_data, loader
+from maseRT.data.checks import check_data, extreme_ids
+from maseRT.data.loading import load_data, loader
+from maseRT.data.splits import Splits
 from maseRT.errors import StepError
 from maseRT.evaluate import Metrics, evaluate_module
 from maseRT.factories import load_module
 from maseRT.learning import set_up_torch
-from maseRT.models import Checkpoint, build_model, check_model, load_checkpoint, load_weights
+from maseRT.models.build import build_model
+from maseRT.models.check import check_model
+from maseRT.models.checkpoint import Checkpoint, load_checkpoint
+from maseRT.models.weights import load_weights
 from maseRT.plan import Plan
-from maseRT.quant import quantize_model
+from maseRT.quant.prepare import quantize_model
 from maseRT.records import sha256
 from maseRT.steps.table import Context, final_checkpoint, final_plan, producers, trains
 from maseRT.tasks import Task, check_task, load_task, outputs_in

@@ -14,7 +14,7 @@ from dataclasses import replace
 from maseRT.bisection import first_bad, restricted
 from maseRT.config import DriftLimits
 from maseRT.drift import Noise, threshold_db
-from maseRT.errors import MaseRTError
+from maseRT.errors import MaseRTError, shortened
 from maseRT.plan import OUTPUT
 from maseRT.report.schema import Divergence, Rung
 from maseRT.steps.layer_readers import MAX_BATCH, Array, LayerReader, OnnxReader
@@ -228,9 +228,8 @@ class _Search:
 
     def _left_out(self) -> str:
         """Return the layers that only one model has or that differ in shape, in words; "" if there are none."""
-        names = [*self._unmatched, *sorted(self._other_shape)]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"not compared: {', '.join(map(_shown, names[:3]))}{more}" if names else ""
+        names = [_shown(name) for name in (*self._unmatched, *sorted(self._other_shape))]
+        return f"not compared: {shortened(names, 3)}" if names else ""
 
 
 def _common(source: Sequence[str], target: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from maseRT.agreement import Agreement, agreement
 from maseRT.config import CalibrateSection, ExportSection
-from maseRT.errors import CheckError, UsageError
+from maseRT.errors import CheckError
 from maseRT.onnx_export import INPUT, OUTPUT, export_onnx, other_size
 from maseRT.onnx_graph import count_qdq
 from maseRT.onnxrt.providers import Optimization, why_no_kernels
@@ -26,7 +27,6 @@ from maseRT.steps.common import Setting, load_float_weights, rebuild_final, set_
 from maseRT.steps.resume import Finished
 from maseRT.steps.table import Context, StepResult
 from maseRT.steps.targets import write_form
-from maseRT.tasks import Task
 from maseRT.workspace import atomic_path, write_json
 
 log = logging.getLogger(__name__)
@@ -43,21 +43,83 @@ a step each, as quantization is.
 _IMAGES_OF_OTHER_SIZE = 8
 
 
-def run(context: Context) -> StepResult:
+@dataclass(frozen=True)
+class Work:
+    """What the files have in common.
+
+    Attributes:
+        sample: one batch of the validation set.
+    """
+
+    context: Context
+    section: ExportSection
+    setting: Setting
+    sample: Tensor
+
+    def export(self, model: nn.Module, path: Path, reference: Logits, floor_db: float) -> dict[str, Any]:
+        """Export one model, and say how far each level of optimization is from it; the file appears when it passed."""
+        dynamic = self.section.dynamic
+        with self.context.reporter.spinner(f"export: {path.name}"), atomic_path(path) as temporary:
+            conditions = export_onnx(model, self.sample[:2], temporary, opset=self.section.opset, dynamic=dynamic)
+            if conditions:
+                log.warning("%s is right only for images where %s", path.name, conditions)
+            found = self.compare(temporary, self.sample, reference)
+            _require(found, path, floor_db)
+            if {"height", "width"} & set(dynamic):
+                images = other_size(self.sample[:_IMAGES_OF_OTHER_SIZE], dynamic)
+                elsewhere = self.compare(temporary, images, _logits(model, images))
+                _require(elsewhere, path, floor_db)
+                found |= {f"{level}, images of another size": agreed for level, agreed in elsewhere.items()}
+            return {level: agreed.as_dict() for level, agreed in found.items()}
+
+    def write_target(self, target: str, float_logits: Logits) -> dict[str, Any]:
+        """Write the quantized model in a target's form; return what differs, and how far it is from the float model."""
+        context, workspace = self.context, self.context.workspace
+        path = workspace.target_onnx(target)
+        batches = (context.config.calibrate or CalibrateSection()).batches
+        # Without kernels no ranges can be measured of it, and none of its forms would run.
+        as_exported = why_no_kernels(workspace.onnx, "cpu") is not None
+        form_of = "tensorrt" if as_exported else target
+        with context.reporter.spinner(f"export: {path.name}"):
+            form = write_form(context, self.setting, target=form_of, source=workspace.onnx, out=path, batches=batches)
+        found = self.compare(path, self.sample, float_logits)
+        told = form.as_dict()
+        if as_exported:
+            told |= {"changes": ["none, it is the exported model: it computes in BF16"]}
+        return {
+            "path": str(path),
+            **told,
+            "agreement_with_float": {level: agreed.as_dict() for level, agreed in found.items()},
+        }
+
+    def compare(self, file: Path, sample: Tensor, reference: Logits) -> dict[str, Agreement]:
+        """Run an exported file in ONNX Runtime, with and without its optimizations."""
+        runtime = OnnxRuntime()
+        why_not = runtime.missing() or why_no_kernels(file, "cpu")
+        if why_not:
+            log.warning("not compared with torch: %s", why_not)
+            return {}
+        found: dict[str, Agreement] = {}
+        levels: tuple[Optimization, ...] = ("disabled", "all")
+        for level in levels:
+            with runtime.open(file, "cpu", threads=self.context.threads, optimization=level) as session:
+                output = session.infer({INPUT: sample.numpy()})[OUTPUT]
+                found[level] = agreement(reference, output, classes=self.setting.task.classes)
+        return found
+
+
+def run(context: Context, section: ExportSection) -> StepResult:
     """Export both models, compare them with torch in ONNX Runtime, and count the Q/DQ pairs."""
-    section = context.config.export
-    if section is None:
-        raise UsageError("the config has no [export] section")
     workspace = context.workspace
     setting = set_up(context)
-    sample = _sample(setting, context)
+    sample: Tensor = next(iter(setting.batches(context, "validation")))[0]
+    work = Work(context, section, setting, sample)
     load_float_weights(context, setting.model)
     float_logits = _logits(setting.model, sample)
     finished = Finished(workspace.unfinished("export"), key=context.key, step="export")
 
     def export(model: nn.Module, path: Path, reference: Logits, floor_db: float) -> dict[str, Any]:
-        make = partial(_export, context, setting.task, sample, model, path, reference, floor_db)
-        return finished.once(f"export of {path.name}", path, make)
+        return finished.once(f"export of {path.name}", path, lambda: work.export(model, path, reference, floor_db))
 
     checks = {"float": export(setting.model, workspace.float_onnx, float_logits, MIN_SQNR_DB)}
     model, plan = rebuild_final(context, setting.model)
@@ -68,9 +130,7 @@ def run(context: Context) -> StepResult:
     pairs = _check_pairs(workspace.onnx, plan, model, sample)
     targets = {
         target: finished.once(
-            f"export for {target}",
-            workspace.target_onnx(target),
-            partial(_write_target, context, setting, target, sample, float_logits),
+            f"export for {target}", workspace.target_onnx(target), partial(work.write_target, target, float_logits)
         )
         for target in section.targets
         if target != "tensorrt"
@@ -97,75 +157,11 @@ def run(context: Context) -> StepResult:
     )
 
 
-def _write_target(
-    context: Context, setting: Setting, target: str, sample: Tensor, float_logits: Logits
-) -> dict[str, Any]:
-    """Write the quantized model in a target's form; returns what differs, and how far it is from the float model."""
-    workspace = context.workspace
-    path = workspace.target_onnx(target)
-    batches = (context.config.calibrate or CalibrateSection()).batches
-    # Without kernels no ranges can be measured of it, and none of its forms would run.
-    as_exported = why_no_kernels(workspace.onnx, "cpu") is not None
-    form_of = "tensorrt" if as_exported else target
-    with context.reporter.spinner(f"export: {path.name}"):
-        form = write_form(context, setting, target=form_of, source=workspace.onnx, out=path, batches=batches)
-    found = _compare(path, sample, float_logits, setting.task, threads=context.threads)
-    told = form.as_dict() | (
-        {"changes": ["none, it is the exported model: it computes in BF16"]} if as_exported else {}
-    )
-    return {
-        "path": str(path),
-        **told,
-        "agreement_with_float": {level: agreed.as_dict() for level, agreed in found.items()},
-    }
-
-
-def _sample(setting: Setting, context: Context) -> Tensor:
-    """Return one batch of the validation set."""
-    batch: Tensor = next(iter(setting.batches(context, "validation")))[0]
-    return batch
-
-
 def _logits(model: nn.Module, sample: Tensor) -> Logits:
     model.eval().cpu()
     with torch.inference_mode():
         logits: Logits = model(sample).numpy()
     return logits
-
-
-def _export(
-    context: Context, task: Task, sample: Tensor, model: nn.Module, path: Path, reference: Logits, floor_db: float
-) -> dict[str, Any]:
-    """Export one model, and say how far each level of optimization is from it; the file appears when it passed."""
-    section = context.config.export or ExportSection()
-    with context.reporter.spinner(f"export: {path.name}"), atomic_path(path) as temporary:
-        conditions = export_onnx(model, sample[:2], temporary, opset=section.opset, dynamic=section.dynamic)
-        if conditions:
-            log.warning("%s is right only for images where %s", path.name, conditions)
-        found = _compare(temporary, sample, reference, task, threads=context.threads)
-        _require(found, path, floor_db)
-        if {"height", "width"} & set(section.dynamic):
-            images = other_size(sample[:_IMAGES_OF_OTHER_SIZE], section.dynamic)
-            elsewhere = _compare(temporary, images, _logits(model, images), task, threads=context.threads)
-            _require(elsewhere, path, floor_db)
-            found |= {f"{level}, images of another size": agreed for level, agreed in elsewhere.items()}
-        return {level: agreed.as_dict() for level, agreed in found.items()}
-
-
-def _compare(file: Path, sample: Tensor, reference: Logits, task: Task, *, threads: int) -> dict[str, Agreement]:
-    """Run an exported file in ONNX Runtime, with and without its optimizations."""
-    runtime = OnnxRuntime()
-    why_not = runtime.missing() or why_no_kernels(file, "cpu")
-    if why_not:
-        log.warning("not compared with torch: %s", why_not)
-        return {}
-    found: dict[str, Agreement] = {}
-    levels: tuple[Optimization, ...] = ("disabled", "all")
-    for level in levels:
-        with runtime.open(file, "cpu", threads=threads, optimization=level) as session:
-            output = session.infer({INPUT: sample.numpy()})[OUTPUT]
-            found[level] = agreement(reference, output, classes=task.classes)
-    return found
 
 
 def _require(found: Mapping[str, Agreement], path: Path, floor_db: float) -> None:

@@ -18,11 +18,12 @@ from maseRT.config import Config, FinetuneSection
 from maseRT.errors import StepError, UsageError
 from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
-from maseRT.learning import NonFiniteLossError, cosine_rate, make_fabric, make_optimizer, train_epoch
-from maseRT.models import Checkpoint
+from maseRT.learning import NonFiniteLossError, make_fabric, make_optimizer
+from maseRT.models.checkpoint import Checkpoint
 from maseRT.quant.qat import train_ranges
 from maseRT.quant.quantizer import quantizers
 from maseRT.steps.common import Setting, rebuild, save_quantized, set_up, user_checkpoint, validate
+from maseRT.steps.epochs import Epochs
 from maseRT.steps.resume import load_progress, save_progress
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import atomic_path, write_json
@@ -97,12 +98,9 @@ def schedule_from(config: Config, checkpoint: Checkpoint | None) -> Schedule:
     )
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: FinetuneSection) -> StepResult:
     """Fine-tune, keep a checkpoint per epoch, and choose the best of them and the calibrated model."""
     workspace = context.workspace
-    section = context.config.finetune
-    if section is None:
-        raise UsageError("the config has no [finetune] section")
     setting = set_up(context)
     model, plan = rebuild(
         context, setting.model, workspace.final_plan, workspace.calibrated_checkpoint, master_weights=True
@@ -148,19 +146,12 @@ def _train(
         _discard(context)
         history = [calibrated]
     forward, optimizer = fabric.setup(model, optimizer)
-    per_epoch = len(setting.batches(context, "train"))
-    finished = len(history) - 1
-    epochs = context.reporter.track(
-        range(finished + 1, schedule.epochs + 1),
-        description="finetune",
-        total=schedule.epochs,
-        unit="epoch",
-        done=finished,
-    )
-    for epoch in epochs:
+    rates = schedule.initial_learning_rate, schedule.final_learning_rate
+    epochs = Epochs(context, setting, fabric, forward, optimizer, schedule.epochs, *rates)
+    for epoch in epochs.after(len(history) - 1, description="finetune"):
         with finishing(f"fine-tuning epoch {epoch} of {schedule.epochs}"):
             try:
-                loss = _one_epoch(context, setting, fabric, forward, optimizer, schedule, epoch, per_epoch)
+                loss = epochs.train(epoch, seed=epoch)
             except NonFiniteLossError as error:
                 log.warning("fine-tuning stops in epoch %d: %s", epoch, error.what)
                 return history, f"epoch {epoch}: {error.what}"
@@ -177,33 +168,6 @@ def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     learned = [parameter for parameter in trained if id(parameter) in ranges]
     groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in ranges]}]
     return [*groups, {"params": learned, "weight_decay": 0.0}] if learned else groups
-
-
-def _one_epoch(
-    context: Context,
-    setting: Setting,
-    fabric: Fabric,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    epoch: int,
-    per_epoch: int,
-) -> float:
-    batches = setting.batches(context, "train", shuffle=True, epoch=epoch)
-    first, steps = (epoch - 1) * per_epoch, schedule.epochs * per_epoch
-    rates = (
-        cosine_rate(first + i, steps, initial=schedule.initial_learning_rate, final=schedule.final_learning_rate)
-        for i in range(per_epoch)
-    )
-    return train_epoch(
-        fabric,
-        model,
-        optimizer,
-        context.reporter.track(batches, description=f"epoch {epoch}", total=per_epoch, unit="batch"),
-        loss_of=setting.task.loss,
-        rate_at=rates,
-        seed=context.config.run.seed + epoch,
-    )
 
 
 def _save_resume(context: Context, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:

@@ -14,7 +14,7 @@ import onnx
 
 from maseRT.agreement import Agreement, agreement
 from maseRT.config import OnnxRuntimeSection
-from maseRT.errors import MissingError, UsageError
+from maseRT.errors import MissingError
 from maseRT.measure import wall_times_ms
 from maseRT.onnx_export import INPUT, OUTPUT
 from maseRT.onnxrt.forms import Form
@@ -73,11 +73,8 @@ class Work:
         return calibration_feeds(self.context, self.setting, batches=self.section.batches)
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: OnnxRuntimeSection) -> StepResult:
     """Make the model of every mode, and say which kernels run it and how far it is from FP32."""
-    section = context.config.onnxruntime
-    if section is None:
-        raise UsageError("the config has no [onnxruntime] section")
     reason = OnnxRuntime().missing()
     if reason:
         raise MissingError(reason, where="onnxruntime")

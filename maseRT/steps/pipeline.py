@@ -213,7 +213,7 @@ class Run:
         key |= {"run.device": resolve_device(config.run.device), "maseRT.sources": source_hash()}
         key |= {"versions.python": sys.version.split()[0]}
         key |= {f"versions.{name}": version for name, version in dependency_versions().items()}
-        if step.name in ("build-engine", "onnxruntime", "analyze"):
+        if step.gpus:
             key |= {"machine.gpus": "; ".join(gpu.name for gpu in nvidia_gpus())}
         return key | self._file_keys(step)
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maseRT.config import QuantizeSection
-from maseRT.errors import UsageError
-from maseRT.models import fit_names
+from maseRT.models.weights import fit_names
 from maseRT.onnx_export import check_traceable
 from maseRT.plan import LayerPlan, Plan
 from maseRT.precision import Precision
-from maseRT.quant import make_plan, quantize_model
 from maseRT.quant.observe import load_amax
 from maseRT.quant.plan_from_ranges import plan_from_ranges
+from maseRT.quant.planning import make_plan
+from maseRT.quant.prepare import quantize_model
 from maseRT.steps.common import Setting, load_float_weights, save_quantized, set_up, user_checkpoint
 from maseRT.steps.finetune import schedule_from
 from maseRT.steps.table import Context, StepResult
@@ -24,11 +24,8 @@ from maseRT.workspace import write_json
 _SHOWN = 12
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: QuantizeSection) -> StepResult:
     """Plan, fold BatchNorms, swap the layers, and save the model, its ranges unknown unless the checkpoint has them."""
-    section = context.config.quantize
-    if section is None:
-        raise UsageError("the config has no [quantize] section")
     setting = set_up(context)
     load_float_weights(context, setting.model)
     _check_ahead(context, setting)
@@ -69,8 +66,7 @@ def _plan(context: Context, setting: Setting, section: QuantizeSection) -> tuple
     """Return the plan and, for a checkpoint that was trained with quantizers, all its ranges."""
 
     def make(section: QuantizeSection) -> Plan:
-        plan: Plan = make_plan(setting.model, setting.example, section, model_name=context.config.model.name)
-        return plan
+        return make_plan(setting.model, setting.example, section, model_name=context.config.model.name)
 
     checkpoint = user_checkpoint(context)
     if checkpoint is None or not checkpoint.amax:

@@ -17,7 +17,7 @@ from torch import Tensor
 from maseRT.evaluate import Metrics, TaskMeter
 from maseRT.interrupts import finishing
 from maseRT.steps.answers import Answers
-from maseRT.tasks import Task
+from maseRT.tasks import Task, outputs_in
 from maseRT.workers.protocol import Worker
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _answer(worker: Worker, inputs: Array, answers: Answers, span: tuple[int, in
 
 
 def _metrics(outputs: Array, targets: Array, task: Task, batch_size: int) -> Metrics:
-    meter = TaskMeter(task, outputs.shape[-1] if outputs.ndim > 1 else 1)
+    meter = TaskMeter(task, outputs_in(outputs))
     for start in range(0, len(outputs), batch_size):
         batch = slice(start, start + batch_size)
         meter.update(torch.from_numpy(outputs[batch]), torch.from_numpy(targets[batch]))

@@ -53,19 +53,21 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the pipeline.
+    """One step of the pipeline: `run(context, section)` of the module in this package that is named after its section.
 
     Attributes:
         name: the command.
         section: the config attribute that steers it.
         reads: other sections that change its result.
         inputs: the files of earlier steps that it needs.
+        gpus: whether its result depends on which GPUs are here.
     """
 
     name: str
     section: str
     inputs: Callable[[Config, Workspace], list[Path]]
     reads: tuple[str, ...] = ()
+    gpus: bool = False
 
     @property
     def heading(self) -> str:
@@ -84,9 +86,9 @@ class Step:
         return self.options(config) is not None
 
     def run(self, context: Context) -> StepResult:
-        """Do the work; only now are torch and vendor packages loaded."""
+        """Do the work that a config wants; only now are torch and vendor packages loaded."""
         module = import_module(f"maseRT.steps.{self.section}")
-        result: StepResult = module.run(context)
+        result: StepResult = module.run(context, self.options(context.config))
         return result
 
 
@@ -155,9 +157,19 @@ STEPS: dict[str, Step] = {
             ],
             reads=("quantize",),
         ),
-        Step("build-engine", "build_engine", lambda config, workspace: [workspace.onnx, final_plan(config, workspace)]),
-        Step("onnxruntime", "onnxruntime", lambda config, workspace: [workspace.onnx, workspace.float_onnx]),
-        Step("analyze", "analyze", _analyzed, reads=("quantize", "export")),
+        Step(
+            "build-engine",
+            "build_engine",
+            lambda config, workspace: [workspace.onnx, final_plan(config, workspace)],
+            gpus=True,
+        ),
+        Step(
+            "onnxruntime",
+            "onnxruntime",
+            lambda config, workspace: [workspace.onnx, workspace.float_onnx],
+            gpus=True,
+        ),
+        Step("analyze", "analyze", _analyzed, reads=("quantize", "export"), gpus=True),
     )
 }
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from maseRT.data import calibration_subset, loader
+from maseRT.data.loading import calibration_subset, loader
 from maseRT.errors import StepError
-from maseRT.onnx_compat import widen
 from maseRT.onnx_export import INPUT
+from maseRT.onnx_widen import widen
 from maseRT.onnxrt.forms import Form, cpu_form, openvino_form
 from maseRT.onnxrt.quantizers import Feed
 from maseRT.onnxrt.ranges import measure_ranges

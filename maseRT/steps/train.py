@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from maseRT.checkpoints import flatten_optimizer, restore_optimizer, save_tensors
-from maseRT.errors import UsageError
+from maseRT.config import TrainSection
 from maseRT.interrupts import finishing
-from maseRT.learning import cosine_rate, make_fabric, make_optimizer, train_epoch
+from maseRT.learning import make_fabric, make_optimizer
 from maseRT.steps.common import set_up, validate
+from maseRT.steps.epochs import Epochs
 from maseRT.steps.resume import Entries, load_progress, save_progress
 from maseRT.steps.table import Context, StepResult
 from maseRT.workspace import write_json
@@ -21,11 +22,8 @@ log = logging.getLogger(__name__)
 _WEIGHTS, _OPTIMIZER = "model.", "optimizer."
 
 
-def run(context: Context) -> StepResult:
+def run(context: Context, section: TrainSection) -> StepResult:
     """Train from scratch and save the weights of the last epoch."""
-    section = context.config.train
-    if section is None:
-        raise UsageError("the config has no [train] section")
     setting = set_up(context)
     setting.model.to(context.device)
     fabric = make_fabric(context.device)
@@ -39,29 +37,13 @@ def run(context: Context) -> StepResult:
     if history:
         metrics = validate(context, setting, setting.model)
     model, optimizer = fabric.setup(setting.model, optimizer)
-    per_epoch = len(setting.batches(context, "train"))
-    steps = section.epochs * per_epoch
     final = 0.0 if section.schedule == "cosine" else section.learning_rate
-    epochs = context.reporter.track(
-        range(len(history), section.epochs), description="train", total=section.epochs, unit="epoch", done=len(history)
-    )
-    for epoch in epochs:
-        with finishing(f"training epoch {epoch + 1} of {section.epochs}"):
-            batches = setting.batches(context, "train", shuffle=True, epoch=epoch)
-            first = epoch * per_epoch
-            loss = train_epoch(
-                fabric,
-                model,
-                optimizer,
-                context.reporter.track(batches, description=f"epoch {epoch + 1}", total=per_epoch, unit="batch"),
-                loss_of=setting.task.loss,
-                rate_at=(
-                    cosine_rate(first + i, steps, initial=section.learning_rate, final=final) for i in range(per_epoch)
-                ),
-                seed=context.config.run.seed + epoch,
-            )
+    epochs = Epochs(context, setting, fabric, model, optimizer, section.epochs, section.learning_rate, final)
+    for epoch in epochs.after(len(history), description="train"):
+        with finishing(f"training epoch {epoch} of {section.epochs}"):
+            loss = epochs.train(epoch, seed=epoch - 1)
             metrics = validate(context, setting, setting.model)
-            history.append({"epoch": epoch + 1, "loss": loss, "validation": metrics.as_dict()})
+            history.append({"epoch": epoch, "loss": loss, "validation": metrics.as_dict()})
             _save_progress(context, setting.model, optimizer, history)
     workspace = context.workspace
     save_tensors(workspace.float_checkpoint, setting.model.state_dict())

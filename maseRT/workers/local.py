@@ -12,9 +12,10 @@ from importlib import metadata
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from maseRT.closing import Closing
-from maseRT.energy import VISIT_SECONDS, Visit, measure_energy, open_meter
+from maseRT.energy import VISIT_SECONDS, Visit, measure_energy
 from maseRT.errors import MaseRTError, StepError
 from maseRT.hardware import cuda_index, nvidia_gpus
+from maseRT.meters import open_meter
 from maseRT.nvml import GpuState, NvmlGpu, open_gpu, typical_state
 from maseRT.runtimes.base import Profiled, Session
 from maseRT.runtimes.device_times import DeviceTimes

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from maseRT.closing import Closing
 from maseRT.energy import VISIT_SECONDS, Visit
@@ -21,9 +22,13 @@ from maseRT.errors import MissingError, StepError
 from maseRT.nvml import GpuState
 from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.workers.child import Answer, Call, Task
+from maseRT.workers.local import LocalWorker
 from maseRT.workers.protocol import Array, Opened, Opener
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from maseRT.workers.child import main; main()"
 """With the parent's path, so that the process finds the same modules as the parent, a user's among them."""
@@ -77,51 +82,43 @@ class ProcessWorker(Closing):
         if self._process is not None:
             raise StepError("is open already", where=self.name)
         self._start(Task(self._name, self._pickled_opener(), self._device))
-        opened: Opened = self._ask("open")
-        return opened
+        return self._ask(LocalWorker.open)
 
     def infer(self, inputs: Array) -> Array:
         """Return the output of one batch."""
-        output: Array = self._ask("infer", inputs)
-        return output
+        return self._ask(LocalWorker.infer, inputs)
 
     def bind(self, inputs: Array) -> None:
         """Keep the batch that is measured from now on."""
-        self._ask("bind", inputs)
+        self._ask(LocalWorker.bind, inputs)
 
     def warm_up(self, count: int) -> None:
         """Infer the bound batch so many times."""
-        self._ask("warm_up", count)
+        self._ask(LocalWorker.warm_up, count)
 
     def times_ms(self, count: int) -> list[float]:
         """Return the wall time of each inference."""
-        times: list[float] = self._ask("times_ms", count)
-        return times
+        return self._ask(LocalWorker.times_ms, count)
 
     def device_times(self, count: int) -> DeviceTimes | None:
         """Return the time of each inference by the device's clock; None where it has none."""
-        times: DeviceTimes | None = self._ask("device_times", count)
-        return times
+        return self._ask(LocalWorker.device_times, count)
 
     def energy(self, *, seconds: float = VISIT_SECONDS) -> Visit | str:
         """Return the power of inferring the bound batch, or why it cannot be measured."""
-        visit: Visit | str = self._ask("energy", seconds=seconds)
-        return visit
+        return self._ask(LocalWorker.energy, seconds=seconds)
 
     def memory(self) -> tuple[float | None, float | None]:
         """Return the most host and device memory that opening and inferring took, in MiB."""
-        memory: tuple[float | None, float | None] = self._ask("memory")
-        return memory
+        return self._ask(LocalWorker.memory)
 
     def gpu_state(self) -> GpuState | None:
         """Return the state of the row's GPU while it worked on the bound batch."""
-        state: GpuState | None = self._ask("gpu_state")
-        return state
+        return self._ask(LocalWorker.gpu_state)
 
     def kernel_times_ms(self, iterations: int) -> dict[str, float]:
         """Return the mean time of every engine layer."""
-        times: dict[str, float] = self._ask("kernel_times_ms", iterations)
-        return times
+        return self._ask(LocalWorker.kernel_times_ms, iterations)
 
     def close(self) -> None:
         """End the process: it is asked, then made to."""
@@ -172,13 +169,15 @@ class ProcessWorker(Closing):
         self._connection = here
         self._tell(task)
 
-    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
-        answer = self._exchange(Call(method, args, options))
+    def _ask(self, method: Callable[Concatenate[LocalWorker, P], R], *args: P.args, **options: P.kwargs) -> R:
+        """Have the worker at the other end do something, and return or raise what came of it."""
+        answer = self._exchange(Call(method.__name__, args, options))
         for name, level, message in answer.logged:
             logging.getLogger(name).log(level, "%s: %s", self.name, message)
         if answer.error is not None:
             raise answer.error
-        return answer.value
+        value: R = answer.value
+        return value
 
     def _exchange(self, call: Call) -> Answer:
         self._tell(call)

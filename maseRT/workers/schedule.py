@@ -18,9 +18,9 @@ from maseRT.energy import (
     Visit,
     energy_of,
     measure_idle,
-    open_meter,
 )
 from maseRT.errors import StepError
+from maseRT.meters import open_meter
 from maseRT.nvml import GpuState
 from maseRT.progress import Silent
 from maseRT.workers.protocol import Array, Worker
@@ -37,6 +37,13 @@ _MOST_CALLS = 1000
 
 _REST_SECONDS = 0.5
 """After work: a device's power falls within milliseconds, and the counter tells it later."""
+
+
+class Metered(Protocol):
+    """Something that can work for a while; see `maseRT.workers.protocol.Worker`."""
+
+    def energy(self, *, seconds: float) -> Visit | str:
+        """Return the power of inferring the bound batch, or why it cannot be measured."""
 
 
 class Track(Protocol):
@@ -124,7 +131,7 @@ def calls_per_round(call_ms: float, iterations: int, seconds: float, rounds: int
 
 
 def measure_energies(
-    workers: Mapping[str, Worker],
+    workers: Mapping[str, Metered],
     devices: Mapping[str, str],
     *,
     visits: int = VISITS,

@@ -10,7 +10,7 @@ from torch import nn
 from gpu_bench.jobs import FREE, Job, Options
 from maseRT.config import ModelSection
 from maseRT.config_file import load_config
-from maseRT.models import build_model
+from maseRT.models.build import build_model
 from maseRT.progress import Silent
 from maseRT.steps.pipeline import Run
 from maseRT.workspace import Workspace

@@ -6,7 +6,9 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from maseRT.config import DataSection
-from maseRT.data import Splits, check_data, extreme_ids, labels_of, load_data
+from maseRT.data.checks import check_data, extreme_ids, labels_of
+from maseRT.data.loading import load_data
+from maseRT.data.splits import Splits
 from maseRT.errors import UsageError
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from maseRT.config import DataSection
-from maseRT.data import check_data, labels_of, load_data, loader
+from maseRT.data.checks import check_data, labels_of
+from maseRT.data.loading import load_data, loader
 from maseRT.errors import UsageError
 
 HEAD = """

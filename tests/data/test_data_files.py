@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from maseRT.config import DataSection
-from maseRT.data import SOURCES, data_files, load_data
+from maseRT.data.files import SOURCES, data_files
+from maseRT.data.loading import load_data
 from maseRT.errors import MissingError, UsageError
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -27,7 +28,7 @@ def names(section, folder):
 def test_files_are_found_without_torch_and_numpy(tmp_path):
     touch(tmp_path, "cats/a.png", "dogs/b.png")
     code = (
-        "import sys\nfrom maseRT.config import DataSection\nfrom maseRT.data import data_files\n"
+        "import sys\nfrom maseRT.config import DataSection\nfrom maseRT.data.files import data_files\n"
         f"assert len(data_files(DataSection(name='image-folder', path={str(tmp_path)!r}))) == 2\n"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )

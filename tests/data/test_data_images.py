@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from maseRT.config import DataSection
-from maseRT.data import calibration_subset, check_data, labels_of, load_data, loader
+from maseRT.data.checks import check_data, labels_of
+from maseRT.data.loading import calibration_subset, load_data, loader
 from maseRT.errors import UsageError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

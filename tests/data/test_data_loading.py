@@ -5,7 +5,8 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from maseRT.config import DataSection
-from maseRT.data import Splits, calibration_subset, load_data, loader
+from maseRT.data.loading import calibration_subset, load_data, loader
+from maseRT.data.splits import Splits
 from maseRT.errors import UsageError
 
 DIGITS = DataSection(name="digits")

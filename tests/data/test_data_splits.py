@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.utils.data import Subset
 
 from maseRT.config import DataSection
-from maseRT.data import Splits, load_data
 from maseRT.data.arrays import Arrays, check_same_shape, checked_arrays, normalization, outputs_for, standardized
-from maseRT.data.splits import permutation, split_indices, splits_from_arrays
+from maseRT.data.loading import load_data
+from maseRT.data.splits import Splits, permutation, split_indices, splits_from_arrays
 from maseRT.errors import UsageError
 
 DIGITS = DataSection(name="digits")

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from maseRT.config import DataSection
-from maseRT.data import check_data, data_files, labels_of, load_data
+from maseRT.data.checks import check_data, labels_of
+from maseRT.data.files import data_files
 from maseRT.data.jsc import CLASSES, FEATURES
+from maseRT.data.loading import load_data
 from maseRT.errors import MissingError, UsageError
 
 

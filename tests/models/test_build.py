@@ -7,7 +7,7 @@ from torch import nn
 
 from maseRT.config import ModelSection
 from maseRT.errors import UsageError
-from maseRT.models import build_model
+from maseRT.models.build import build_model
 
 
 def build(name, **args):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from maseRT.errors import UsageError
-from maseRT.models import check_model
+from maseRT.models.check import check_model
 
 EXAMPLE = torch.randn(2, 4)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from maseRT.errors import UsageError
-from maseRT.models import load_checkpoint
+from maseRT.models.checkpoint import load_checkpoint
 
 
 class Net(nn.Module):

@@ -6,7 +6,8 @@ import torch
 
 from maseRT.config import ModelSection
 from maseRT.errors import MissingError, UsageError
-from maseRT.models import build_model, check_model
+from maseRT.models.build import build_model
+from maseRT.models.check import check_model
 
 # Stands in for a package that may be missing here: what maseRT hands over is what the real one is called with.
 TIMM = """

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from maseRT.config import ModelSection
-from maseRT.models import build_model
+from maseRT.models.build import build_model
 from maseRT.onnxrt.bounds import is_nonnegative
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.kernels import kernels_of

@@ -8,7 +8,7 @@ from torch import nn
 
 from maseRT.config import ModelSection
 from maseRT.errors import StepError
-from maseRT.models import build_model
+from maseRT.models.build import build_model
 from maseRT.onnx_export import export_onnx
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.mixed import auto_mixed

@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from maseRT.config import QuantizeSection
 from maseRT.config_file import load_config
 from maseRT.errors import StepError, UsageError
-from maseRT.models import build_model, fit_names, load_checkpoint, load_weights
+from maseRT.models.build import build_model
+from maseRT.models.checkpoint import load_checkpoint
 from maseRT.models.nets.convnet import digits_cnn
+from maseRT.models.weights import fit_names, load_weights
 from maseRT.onnx_graph import count_qdq
 from maseRT.plan import Plan
 from maseRT.precision import Precision, QuantSpec

@@ -276,3 +276,13 @@ class TensorRT:
             logger.log(SimpleNamespace(name="WARNING"), self.driver_error)
             raise TypeError("pybind11::init(): factory function returned nullptr")
         return SimpleNamespace(deserialize_cuda_engine=lambda content: self.engine if content == b"engine" else None)
+
+
+def batch(size, seed=0):
+    """Return inputs of the engine."""
+    return np.random.default_rng(seed).normal(size=(size, 4)).astype(np.float32)
+
+
+def check(session, x):
+    """Check what a session answers."""
+    np.testing.assert_allclose(session.infer({"input": x})["output"], x @ WEIGHT, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,5 @@
 """When a device waited for the host: on a stream whose clock, and the host's, are made of numbers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from device_in_memory import OK, OUT_OF_MEMORY, Cuda
 from maseRT.errors import StepError
 from maseRT.runtimes import torch as torch_runtime
 from maseRT.runtimes.device_times import DeviceTimes
-from maseRT.runtimes.torch import TorchBound
+from maseRT.runtimes.torch import event_times
 from maseRT.runtimes.trt import cuda as calls
 
 EVENT_MS = 0.001
@@ -98,8 +96,7 @@ def timed(request, monkeypatch):
         monkeypatch.setattr(torch.cuda, "device", nullcontext)
         monkeypatch.setattr(torch.cuda, "synchronize", timeline.wait)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: 7)
-        session = SimpleNamespace(_run=lambda tensor: [timeline.queue(*each) for each in kernels])
-        return TorchBound(session, None, "cuda:0").device_times(iterations)
+        return event_times(lambda: [timeline.queue(*each) for each in kernels], "cuda:0", iterations)
 
     def timed(kernels, iterations, **options):
         timeline = Timeline(**options)

@@ -6,19 +6,11 @@ import torch
 
 pytest.importorskip("cuda.bindings.runtime")
 
-from device_in_memory import WEIGHT, TensorRT
+from device_in_memory import WEIGHT, TensorRT, batch, check
 
 from maseRT.errors import StepError, UsageError
 from maseRT.runtimes.base import TensorSpec
 from maseRT.runtimes.trt.session import TrtSession
-
-
-def batch(size, seed=0):
-    return np.random.default_rng(seed).normal(size=(size, 4)).astype(np.float32)
-
-
-def check(session, x):
-    np.testing.assert_allclose(session.infer({"input": x})["output"], x @ WEIGHT, rtol=1e-5, atol=1e-5)
 
 
 def test_batches_of_any_size_in_the_range(open_session):

@@ -13,13 +13,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from gpu_bench import measure
+from gpu_bench import energy as turns_for_energy
+from gpu_bench.energy import measure_energies
 from gpu_bench.jobs import Job
 from gpu_bench.measure import blamed
 from gpu_bench.report import section
+from gpu_bench.rows import Row
+from gpu_bench.times import BoundTimes, bound_times
 
 from maseRT import energy
 from maseRT.receipt import Kernel, LayerReceipt, Receipt, Verdict
+from maseRT.runtimes.device_times import DeviceTimes
+from maseRT.workers import schedule
 from maseRT.workspace import Workspace, write_json
 
 
@@ -84,17 +89,18 @@ class Clockwork:
 @pytest.fixture
 def clockwork(monkeypatch):
     meter = Clockwork()
-    monkeypatch.setattr(measure, "open_meter", contextmanager(lambda device: iter([meter])))
-    monkeypatch.setattr(measure, "measure_idle", partial(energy.measure_idle, seconds=0.2))
-    monkeypatch.setattr(measure, "measure_energy", partial(energy.measure_energy, seconds=0.2))
+    for module in (turns_for_energy, schedule):
+        monkeypatch.setattr(module, "open_meter", contextmanager(lambda device: iter([meter])))
+    briefly = partial(schedule.measure_energies, seconds=0.2, idle_seconds=0.2)
+    monkeypatch.setattr(schedule, "measure_energies", briefly)
     monkeypatch.setattr(energy, "_WARMUP_SECONDS", 0.0)
-    monkeypatch.setattr(measure.time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
     return meter
 
 
 def metered(meter, **joules):
     return [
-        measure.Row(name.replace("_", " "), None, bound=meter.bound(name, each), energy=each > 0)
+        Row(name.replace("_", " "), None, bound=meter.bound(name, each), metered=each > 0)
         for name, each in joules.items()
     ]
 
@@ -102,7 +108,7 @@ def metered(meter, **joules):
 def test_energy_is_of_visits_in_turns(clockwork):
     rows = metered(clockwork, tensorrt_int8=0.1, torch_fp32_eager=0.3, unmetered=0.0)
     result = {}
-    measure.measure_energies(Job("vgg7", 8), SimpleNamespace(dry_run=True, deadline=math.inf), rows, result)
+    measure_energies(Job("vgg7", 8), SimpleNamespace(dry_run=True, deadline=math.inf), rows, result)
     turns = [name for name, _ in groupby(clockwork.worked)]
     assert turns == ["tensorrt_int8", "torch_fp32_eager", "tensorrt_int8", "torch_fp32_eager", "tensorrt_int8"]
     assert [row.result.get("energy", {}).get("visits") for row in rows] == [4, 4, None]
@@ -115,9 +121,33 @@ def test_energy_is_of_visits_in_turns(clockwork):
 def test_without_time_there_is_no_energy(clockwork):
     rows = metered(clockwork, tensorrt_int8=0.1)
     result = {}
-    measure.measure_energies(Job("vgg7", 8), SimpleNamespace(dry_run=True, deadline=0.0), rows, result)
+    measure_energies(Job("vgg7", 8), SimpleNamespace(dry_run=True, deadline=0.0), rows, result)
     assert rows[0].result["energy"] == "not measured: out of time"
     assert result["energy_ratios"] == {}
+
+
+class Bound:
+    def __init__(self, times):
+        self._times = times
+        self.runs = 0
+
+    def run(self):
+        self.runs += 1
+
+    def device_times(self, iterations):
+        return self._times
+
+
+def test_the_devices_clock_comes_first():
+    bound = Bound(DeviceTimes([1.0, 2.0], waited=1))
+    assert bound_times(bound, 2) == BoundTimes([1.0, 2.0], "device events", 1)
+    assert bound.runs == 0
+
+
+def test_without_a_device_clock_the_wall_clock_times_every_run():
+    bound = Bound(None)
+    found = bound_times(bound, 3)
+    assert (len(found.ms), found.clock, found.waited, bound.runs) == (3, "wall clock", 0, 3)
 
 
 def test_a_row_without_events_says_so():

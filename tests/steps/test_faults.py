@@ -10,9 +10,10 @@ import torch
 from projects import Project, new_project
 
 from maseRT.checkpoints import load_tensors, save_tensors
-from maseRT.data import load_data
+from maseRT.data.loading import load_data
 from maseRT.errors import ExitCode, MaseRTError, StepError
 from maseRT.records import read_record, sha256
+from maseRT.steps.epochs import Epochs
 
 USER_CODE = """
 import torch
@@ -209,16 +210,14 @@ class _CrashedError(BaseException):
 
 
 def _crash_in_epoch(monkeypatch, epoch: int) -> None:
-    import maseRT.steps.finetune as module
+    train = Epochs.train
 
-    one_epoch = module._one_epoch
-
-    def dying(*arguments):
-        if epoch in arguments:
+    def dying(self, number, *, seed):
+        if number == epoch:
             raise _CrashedError
-        return one_epoch(*arguments)
+        return train(self, number, seed=seed)
 
-    monkeypatch.setattr(module, "_one_epoch", dying)
+    monkeypatch.setattr(Epochs, "train", dying)
 
 
 def test_interrupted_fine_tuning_resumes_to_the_same_result(finished, monkeypatch):
@@ -238,17 +237,9 @@ def test_interrupted_fine_tuning_resumes_to_the_same_result(finished, monkeypatc
 
 
 def test_interrupted_training_resumes_to_the_same_result(empty, monkeypatch):
-    import maseRT.steps.train as module
-
-    train_epoch, workspace = module.train_epoch, empty.workspace
-
-    def dying(*arguments, **options):
-        if options["seed"] == 2:
-            raise _CrashedError
-        return train_epoch(*arguments, **options)
-
+    workspace = empty.workspace
     with monkeypatch.context() as patch, pytest.raises(_CrashedError):
-        patch.setattr(module, "train_epoch", dying)
+        _crash_in_epoch(patch, 3)
         empty.transform("train.epochs=3", last="train")
     assert workspace.training_state.exists()
     empty.transform("train.epochs=3", last="train")
@@ -300,7 +291,7 @@ def test_a_checkpoint_of_another_plan_is_refused(finished):
 
 def test_the_calibration_subset_comes_from_the_training_data_alone(project):
     from maseRT.config_file import load_config
-    from maseRT.data import calibration_subset
+    from maseRT.data.loading import calibration_subset
 
     splits = load_data(load_config(project.config).data, seed=0)
     held_out = {tuple(x.flatten().tolist()) for part in (splits.validation, splits.test) for x, _ in part}

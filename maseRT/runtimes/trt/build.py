@@ -44,7 +44,7 @@ def build(flavour: Flavour, path: Path, out: Path, options: BuildOptions) -> Eng
     with listening(trt) as heard:
         builder = _builder(trt, _select_gpu(flavour, options))
         network = parse(trt, builder, onnx)
-        config = _configure(trt, builder, onnx, options)
+        config = _configure(trt, builder, options)
         if flavour.ahead_of_time:
             _set_target(trt, config, target)
         weak = None
@@ -207,7 +207,7 @@ def _select_gpu(flavour: Flavour, options: BuildOptions) -> int | None:
     return index
 
 
-def _configure(trt: Any, builder: Any, onnx: OnnxFile, options: BuildOptions) -> Any:
+def _configure(trt: Any, builder: Any, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_mb is not None:

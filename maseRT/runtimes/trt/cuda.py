@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maseRT.errors import MissingError, StepError
+from maseRT.runtimes.base import Bound
 from maseRT.runtimes.device_times import DeviceTimes
 
 
@@ -67,7 +68,7 @@ def capture(stream: int, work: Callable[[], bool]) -> Any | None:
         runtime.cudaGraphDestroy(graph)
 
 
-def device_times(stream: int, work: Callable[[], None], iterations: int) -> DeviceTimes:
+def device_times(stream: int, work: Callable[[], object], iterations: int) -> DeviceTimes:
     """Return how long the stream takes for each of `iterations` runs of `work`, queued one behind another.
 
     An untimed run comes first, so that the stream has work while the first timed one is queued. Errors are looked at
@@ -152,3 +153,13 @@ class Resources:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def bound_to_stream(launch: Callable[[], object], memory: Resources, device: int) -> Bound:
+    """Return a batch that lies on `cuda:<device>`, and that `launch` infers by the stream of `memory`."""
+
+    def times(iterations: int) -> DeviceTimes:
+        set_device(device)
+        return device_times(memory.stream, launch, iterations)
+
+    return Bound(launch, memory.synchronize, times)

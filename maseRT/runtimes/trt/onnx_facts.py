@@ -102,7 +102,8 @@ class OnnxFile:
         """Return the file as TensorRT 8.6 reads it: without FP16 tensors, of which the types are remembered."""
         from onnx import ModelProto
 
-        from maseRT.onnx_compat import attribute_axes, for_tensorrt_8, widen
+        from maseRT.onnx_compat import attribute_axes, for_tensorrt_8
+        from maseRT.onnx_widen import widen
 
         model = ModelProto()
         model.CopyFrom(self.model)

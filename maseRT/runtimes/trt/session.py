@@ -14,10 +14,9 @@ import numpy as np
 
 from maseRT.closing import Closing
 from maseRT.errors import StepError, UsageError
-from maseRT.runtimes.base import Call, Profile, ShapeRange, TensorSpec
-from maseRT.runtimes.device_times import DeviceTimes
+from maseRT.runtimes.base import Bound, Call, Profile, ShapeRange, TensorSpec
 from maseRT.runtimes.feeds import check_feed, is_torch, like_feed, signature, to_numpy, with_ids_as_taken
-from maseRT.runtimes.trt.cuda import Resources, capture, checked, cudart, device_times, set_device
+from maseRT.runtimes.trt.cuda import Resources, bound_to_stream, capture, checked, cudart, set_device
 from maseRT.runtimes.trt.layout import Binding, InputCopy, Layout, OutputCopy
 from maseRT.runtimes.trt.log import listening, make
 from maseRT.runtimes.trt.shapes import Shapes, fit
@@ -118,14 +117,20 @@ class TrtSession(Closing):
 
         return call
 
-    def bind(self, feed: Mapping[str, Any]) -> TrtBound:
+    def bind(self, feed: Mapping[str, Any]) -> Bound:
         """Place one batch in the session's buffers; it stays there until the next `infer` or `bind`."""
         self._check_open()
         self._place_for_own_stream(feed)
         for _ in range(2):  # the second launch captures the graph
             self._launch()
         self._memory.synchronize()
-        return TrtBound(self, self._generation)
+        generation = self._generation
+
+        def launch() -> None:
+            self._check_bound(generation)
+            self._launch()
+
+        return bound_to_stream(launch, self._memory, self._device)
 
     def layer_times_ms(self, feed: Mapping[str, Any], *, iterations: int) -> dict[str, float]:
         """Return the mean time of every engine layer on one batch; see `maseRT.runtimes.trt.profile`."""
@@ -422,33 +427,6 @@ class TrtSession(Closing):
         """Wait for the last use of the buffers and the engine, by whatever stream."""
         self._acquire_buffers(self._memory.stream)
         self._memory.synchronize()
-
-
-class TrtBound:
-    """One batch in the session's buffers."""
-
-    def __init__(self, session: TrtSession, generation: int) -> None:
-        self._session = session
-        self._generation = generation
-
-    def run(self) -> None:
-        """Infer once and wait for the end."""
-        self._launch()
-        self._session._memory.synchronize()
-
-    def repeat(self, iterations: int) -> None:
-        """Infer `iterations` times, one queued behind another, and wait for the end."""
-        for _ in range(iterations):
-            self._launch()
-        self._session._memory.synchronize()
-
-    def device_times(self, iterations: int) -> DeviceTimes:
-        """Return the time of each inference by CUDA events, one queued behind another."""
-        return device_times(self._session._memory.stream, self._launch, iterations)
-
-    def _launch(self) -> None:
-        self._session._check_bound(self._generation)
-        self._session._launch()
 
 
 def _torch_stream(device: int) -> int:
