@@ -20,6 +20,7 @@ from maseRT.hardware import computing, cpu, nvidia_driver, nvidia_gpus
 from maseRT.records import dependency_versions, sha256
 from maseRT.report import schema
 from maseRT.report.columns import launch_bound_sentence
+from maseRT.report.gates import check_rows
 from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
 from maseRT.report.publish import publish
@@ -97,8 +98,14 @@ def run(context: Context) -> StepResult:
 
 
 def _open(context: Context, setting: Setting, section: AnalyzeSection, stack: ExitStack) -> Rows:
-    """Open what can run here; fake-quantized models are not timed and need no process of their own."""
+    """Open what can run here; fake-quantized models are not timed and need no process of their own.
+
+    Raises:
+        UsageError: [gate] names a row that there will not be.
+    """
     found = artifacts(context, setting)
+    if context.config.gate is not None:
+        check_rows([each.name for each in found], context.config.gate)
     workers: dict[str, Worker] = {}
     opened: dict[str, Opened] = {}
     able = [(each, each.opener) for each in found if not each.missing and each.opener is not None]

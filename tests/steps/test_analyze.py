@@ -9,6 +9,7 @@ import pytest
 
 from maseRT import energy
 from maseRT.checkpoints import load_tensors, save_tensors
+from maseRT.errors import UsageError
 from maseRT.hardware import cpu
 from maseRT.report.files import load_report
 from maseRT.runtimes.onnxruntime import OnnxRuntime
@@ -81,6 +82,12 @@ def test_new_gates_judge_the_old_measurement(finished):
     assert report.config["gate"] == {"max_accuracy_drop": 0.1, "max_latency_ms": 1e-6}
     assert "max_latency_ms" in finished.workspace.report_markdown.read_text()
     assert finished.single("analyze", DROP, IMPOSSIBLE).status == "cached"
+
+
+def test_a_row_that_there_will_not_be_is_told_before_anything_is_measured(finished, monkeypatch):
+    monkeypatch.setattr(local.LocalWorker, "open", lambda worker: pytest.fail("opened"))
+    with pytest.raises(UsageError, match="no row 'onnxruntime-int4'"):
+        finished.single("analyze", "analyze.iterations=4", "gate.row='onnxruntime-int4'")
 
 
 def test_energy_is_of_visits_to_each_row_and_the_audit_agrees(finished, monkeypatch):
