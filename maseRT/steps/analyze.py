@@ -237,7 +237,13 @@ def _resumed(shown: Shown, measurement: Measurement) -> schema.Section | None:
         f"- latency of batch {size}: measured before an interruption, until {ended}"
         for size, ended in measurement.resumed.items()
     ]
-    values = {"answers": kept, "latency": {str(size): ended for size, ended in measurement.resumed.items()}}
+    values: dict[str, object] = {
+        "answers": kept,
+        "latency": {str(size): ended for size, ended in measurement.resumed.items()},
+    }
+    if measurement.energy_resumed:
+        lines.append(f"- energy: measured before an interruption, until {measurement.energy_resumed}")
+        values["energy"] = measurement.energy_resumed
     lead = "Of the same files, samples, settings and versions on the same hardware:"
     title = "Kept from before"
     return schema.Section(key="kept", title=title, values=values, lines=[lead, "", *lines]) if lines else None

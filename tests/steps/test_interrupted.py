@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from projects import CONFIG, Project, new_project
 
+from maseRT.energy import Energy
 from maseRT.errors import ExitCode
 from maseRT.interrupts import listening
 from maseRT.records import read_record, sha256
@@ -125,6 +126,29 @@ def test_latency_is_kept_batch_size_by_batch_size(finished, monkeypatch):
     assert [finding for finding in report.findings if finding.severity == "error"] == []
     finished.single("analyze", sizes, "analyze.iterations=4")  # a finished analysis leaves no times behind
     assert [len(arguments[1]) for arguments in timed] == [8, 1, 8]
+
+
+def test_energy_is_kept(finished, monkeypatch):
+    power = {"source": "a counter", "device": "a CPU", "seconds": 2.0, "samples": 512, "watts": 9.0, "idle_watts": 4.0}
+    unknown = ("watts", "idle_watts", "joules", "net_joules")
+    ends = {f"{name}_{end}": None for name in unknown for end in ("low", "high")}
+    joules = {"joules_per_sample": 9 * 2 / 512, "net_joules_per_sample": 5 * 2 / 512}
+    found = Energy(**power, **ends, **joules, visits=4)
+    monkeypatch.setattr(measuring, "measure_energies", lambda workers, *args, **rest: dict.fromkeys(workers, found))
+    with monkeypatch.context() as patch:
+        calls(patch, measuring, "measure_energies", press_in=1)
+        told = interrupted(lambda: finished.single("analyze", force=True))
+    assert told == ["finishing energy; Ctrl-C again stops at once"]
+    measured = calls(monkeypatch, measuring, "measure_energies")
+    finished.single("analyze")
+    assert measured == []
+    report = load_report(finished.workspace.root)
+    for row in report.rows:
+        assert (row.energy and row.energy.joules_per_sample) == (9 * 2 / 512 if row.timings else None)
+    assert report.sections[0].values["energy"]
+    assert report.sections[0].lines[-1].startswith("- energy: measured before an interruption, until 20")
+    finished.single("analyze", force=True)
+    assert len(measured) == 1
 
 
 def test_twice_stops_at_once_and_keeps_what_was_finished(finished, monkeypatch):
