@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from maseRT.agreement import agreement
 from maseRT.config import DriftLimits
+from maseRT.report.drift import below, shortfalls
 from maseRT.report.schema import Agreement, Rung
 
 Array = NDArray[Any]
@@ -28,7 +29,6 @@ A step that computes the same numbers elsewhere costs less: export asks 30 dB of
 """
 
 _LEAST_STEP_DB = 3.0
-_ROUNDING = 1e-9
 
 
 def ladder(
@@ -70,23 +70,6 @@ def ladder(
     return rungs
 
 
-def shortfalls(rung: Rung, limits: DriftLimits, *, higher_is_better: bool = True) -> list[str]:
-    """Say in words where a rung falls below the limits; nothing where it holds."""
-    told = []
-    drop = (rung.metric_before - rung.metric_after) * (1 if higher_is_better else -1)
-    if limits.accuracy_drop is not None and not drop <= limits.accuracy_drop + _ROUNDING:
-        told.append(
-            f"the metric goes from {rung.metric_before:.4f} to {rung.metric_after:.4f}, "
-            f"by more than {limits.accuracy_drop:g}"
-        )
-    same = rung.agreement.label_agreement
-    if limits.agreement is not None and same is not None and same < limits.agreement:
-        told.append(f"{same:.1%} of the labels are the same, below {limits.agreement:.1%}")
-    if _below(rung.agreement.sqnr_db, limits.sqnr_db):
-        told.append(f"the SQNR of the outputs is {rung.agreement.sqnr_db:.1f} dB, below {limits.sqnr_db:g}")
-    return told
-
-
 def threshold_db(rung: Rung, limits: DriftLimits) -> float:
     """Return the SQNR below which a layer's output counts as diverged, in dB.
 
@@ -96,7 +79,7 @@ def threshold_db(rung: Rung, limits: DriftLimits) -> float:
     above: a range ten times too small leaves 3 dB of a normal distribution, one that fits leaves 40.
     """
     outputs_db = rung.agreement.sqnr_db
-    if limits.sqnr_db is not None and _below(outputs_db, limits.sqnr_db):
+    if limits.sqnr_db is not None and below(outputs_db, limits.sqnr_db):
         return limits.sqnr_db
     reached = max(outputs_db, 0.0) if outputs_db is not None else 0.0
     return max((INT8_LAYER_DB + reached) / 2, reached + _LEAST_STEP_DB)
@@ -144,8 +127,3 @@ def _agreement(reference: Array, output: Array, *, classes: bool) -> Agreement:
 
 def _finite(outputs: Array) -> Array:
     return np.nan_to_num(outputs, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _below(sqnr_db: float | None, limit: float | None) -> bool:
-    """Whether a ratio is below a limit; None is an equal output, or no limit."""
-    return sqnr_db is not None and limit is not None and sqnr_db < limit

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from maseRT.config import DriftLimits
-from maseRT.drift import INT8_LAYER_DB, Noise, ladder, shortfalls, threshold_db
+from maseRT.drift import INT8_LAYER_DB, Noise, ladder, threshold_db
+from maseRT.report.drift import shortfalls
 from maseRT.report.schema import Rung
 
 RNG = np.random.default_rng(0)
@@ -96,7 +97,7 @@ def test_shortfalls_in_words() -> None:
     rung = rung_between(LOGITS, np.roll(LOGITS, 1, axis=1), limits)
     metric, labels, sqnr = shortfalls(rung, limits)
     assert "from 1.0000 to 0.0000" in metric
-    assert "0.0% of the labels" in labels
+    assert "0.0 % of the labels" in labels
     assert "below 30" in sqnr
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maseRT.report.columns import Cell, columns, launch_bound_sentence
-from maseRT.report.drift import divergence_sentence, metric_before_and_after, same_label
+from maseRT.report.drift import falls, metric_before_and_after, same_label
 from maseRT.report.environment import common_method, config_values, differing_method, machine_facts, samples_sentence
 from maseRT.report.schema import Report
 from maseRT.report.verdict import verdict
@@ -115,7 +115,7 @@ def _drift(report: Report) -> list[str]:
         )
         for rung in report.drift
     ]
-    told = [f"- {_plain(sentence)}" for rung in report.drift if (sentence := divergence_sentence(rung))]
+    told = [f"- {_plain(sentence)}" for sentence in falls(report)]
     return ["", "## Drift", "", *markdown_table([header, *cells]), *(["", *told] if told else [])]
 
 

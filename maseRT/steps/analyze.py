@@ -20,6 +20,7 @@ from maseRT.hardware import computing, cpu, nvidia_driver, nvidia_gpus
 from maseRT.records import dependency_versions, sha256
 from maseRT.report import schema
 from maseRT.report.columns import launch_bound_sentence
+from maseRT.report.drift import falls
 from maseRT.report.gates import check_rows
 from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
@@ -310,6 +311,7 @@ def _published(context: Context, report: schema.Report, ranking: Sensitivity | N
         table=console_table(report),
         remarks=[
             report.verdict,
+            *(f"drift: {sentence}" for sentence in falls(report)),
             *([bound] if (bound := launch_bound_sentence(report)) else []),
             *(f"not run: {reason}" for reason in missing),
             *_sensitivity_remarks(context, ranking),

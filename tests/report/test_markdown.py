@@ -4,6 +4,8 @@ import pytest
 import reports
 from reports import make
 
+from maseRT.report.drift import falls
+from maseRT.report.html import html
 from maseRT.report.markdown import console_table, markdown, markdown_table
 
 
@@ -65,6 +67,20 @@ def test_a_pull_request_gets_what_matters_first():
     assert "0.360 (0.359–0.362)" in text
     assert "part at feature_layers.6 (SQNR 19.2 dB, the first after feature_layers.3)" in text
     assert "- analyze.drift.accuracy_drop = 0.02" in text
+
+
+def test_a_step_of_the_ladder_that_falls_says_which_limits_it_misses():
+    report = make(reports.vgg7())
+    (fallen,) = [rung for rung in report.drift if not rung.holds]
+    spoiled = fallen.model_copy(update={"metric_before": 0.9312, "metric_after": 0.8})
+    report = report.model_copy(update={"drift": [spoiled, *[rung for rung in report.drift if rung.holds]]})
+    (told,) = falls(report)
+    assert told.startswith(
+        f"{fallen.source} -> {fallen.target} falls: the metric goes from 0.9312 to 0.8000, by more than 0.02"
+    )
+    assert "; their outputs part at feature_layers.6 (SQNR 19.2 dB, the first after feature_layers.3)" in told
+    assert f"- {told}" in markdown(report)
+    assert told.replace(">", "&gt;") in html(report)
 
 
 def test_sections_without_data_are_left_out():

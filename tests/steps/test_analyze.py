@@ -65,6 +65,15 @@ def test_a_limit_on_batches_is_told(finished):
     assert (samples.evaluated, samples.available) == (128, 270)
 
 
+def test_a_step_of_the_drift_ladder_that_falls_is_told_on_the_console(finished):
+    outcome = finished.single("analyze", "analyze.drift.sqnr_db=100")
+    told = [line for line in outcome.remarks if line.startswith("drift: ")]
+    assert [line.split(" falls: ")[0] for line in told] == [
+        f"drift: {rung.source} -> {rung.target}" for rung in _report(finished).drift
+    ]
+    assert all(" dB, below 100; their outputs part at " in line for line in told)
+
+
 def test_new_gates_judge_the_old_measurement(finished):
     outcome = finished.single("analyze", DROP)
     assert [gate["passed"] for gate in outcome.summary["gates"]] == [True]
