@@ -27,7 +27,7 @@ from maseRT.report.figures.page import page_figures
 from maseRT.report.schema import Report
 from maseRT.report.tables import epoch_tables, page_tables
 from maseRT.report.verdict import verdict
-from maseRT.report.wording import capitalized, count, metric_name
+from maseRT.report.wording import capitalized, count, metric_name, moment
 
 _ORDER = {"error": 0, "warning": 1}
 
@@ -73,6 +73,7 @@ def _environment() -> Environment:
     )
     environment.globals["count"] = count
     environment.filters["metric_name"] = metric_name
+    environment.filters["moment"] = moment
     return environment
 
 

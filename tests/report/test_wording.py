@@ -9,6 +9,7 @@ from maseRT.report.wording import (
     measured,
     metric_change,
     metric_value,
+    moment,
     names,
     percent,
     significant,
@@ -65,3 +66,9 @@ def test_names_read_as_a_sentence():
     assert names(["a", "b"]) == "a and b"
     assert names(["a", "b", "c", "d"]) == "a, b and 2 more"
     assert names([]) == ""
+
+
+def test_a_moment_is_told_in_utc_to_the_minute():
+    assert moment("2026-01-31T18:25:19+00:00") == "2026-01-31 18:25 UTC"
+    assert moment("2026-01-31T18:25:19+02:00") == "2026-01-31 16:25 UTC"
+    assert moment("yesterday") == "yesterday"
