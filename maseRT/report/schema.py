@@ -141,7 +141,8 @@ class Memory(Part):
     """The peak memory of loading and inference, in MiB.
 
     Attributes:
-        host_mb: resident memory beyond that of the process before it loaded the model.
+        host_mb: resident memory beyond that of the process before it loaded the model; None where the row shared its
+            process with others, and took what they had freed.
         device_mb: the same on the GPU; None on a CPU, or where the driver does not report it.
     """
 

@@ -52,7 +52,7 @@ def row_of(
     name = artifact.name
     rest = _compared(name, baseline, shown, task) if name != baseline else {}
     if measured is not None:
-        rest |= _measured(measured, base if name != baseline else None)
+        rest |= _measured(measured, base if name != baseline else None, isolated=method.isolated)
     metrics = shown.metrics[name]
     return _row(
         artifact,
@@ -111,8 +111,10 @@ def _compared(name: str, baseline: str, shown: Shown, task: Task) -> dict[str, o
     return {"difference": difference, "agreement": schema.Agreement.model_validate(compared.as_dict())}
 
 
-def _measured(measured: Measured, base: Measured | None) -> dict[str, object]:
+def _measured(measured: Measured, base: Measured | None, *, isolated: bool) -> dict[str, object]:
+    """Return what was measured; host memory only of a process of its own: in another, rows take what others freed."""
     host, device = measured.memory
+    host = host if isolated else None
     energy = measured.energy
     return {
         "timings": [

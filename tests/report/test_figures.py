@@ -63,6 +63,11 @@ def test_ticks_of_a_logarithmic_axis_are_labelled_in_full():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("values", [[1e-310, 1e308], [5e-324, 5e-324], []])
+def test_a_logarithmic_axis_survives_what_somebody_wrote_into_a_report(values):
+    assert log_axis("ms", values)["type"] == "log"
+
+
 def test_the_axis_of_the_metric_holds_its_intervals():
     raw = reports.vgg7()
     row = next(row for row in raw["rows"] if row["name"] == "onnxruntime-int8")

@@ -33,6 +33,9 @@ def test_rows_in_processes_of_their_own_answer_as_rows_in_this_one(finished):
     for row in report.ran():
         assert row.metrics == before[row.name].metrics
         assert row.method.isolated == (row.role != "simulated")
+        if row.memory:
+            assert row.memory.host_mb > 1
+            assert before[row.name].memory.host_mb is None  # rows of one process take what others freed
         assert report.samples.evaluated == row.metrics.samples == 270
 
 

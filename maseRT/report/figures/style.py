@@ -15,6 +15,9 @@ LEVELS = ("int8", "fp8", "fp16", "bf16", "fp32", "mixed", "unknown")
 _WIDE = 200
 """Ratio of the ends of a logarithmic axis from which on powers of ten are ticks enough."""
 
+_MOST = 300
+"""A power of ten that a float can hold."""
+
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """Return an axis of a layout; `more` are further settings of Plotly's."""
@@ -37,7 +40,7 @@ def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
     """
     low, high = min(values, default=1.0), max(values, default=1.0)
     digits = (1, 2, 5) if high < _WIDE * low else (1,)
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    powers = range(max(math.floor(math.log10(low)) - 1, -_MOST), min(math.ceil(math.log10(high)) + 2, _MOST))
     ticks = [digit * 10.0**power for power in powers for digit in digits]
     return axis(title, type="log", tickvals=ticks, ticktext=[_short(tick) for tick in ticks])
 
