@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from maseRT.agreement import agreement
 from maseRT.config import DriftLimits
-from maseRT.report.drift import below, shortfalls
 from maseRT.report.schema import Agreement, Rung
 
 Array = NDArray[Any]
@@ -29,6 +28,7 @@ A step that computes the same numbers elsewhere costs less: export asks 30 dB of
 """
 
 _LEAST_STEP_DB = 3.0
+_ROUNDING = 1e-9
 
 
 def ladder(
@@ -40,6 +40,7 @@ def ladder(
     *,
     higher_is_better: bool = True,
     classes: bool = True,
+    share: bool = True,
 ) -> list[Rung]:
     """Compare each row with the one before it; a row that did not run is bridged.
 
@@ -51,6 +52,7 @@ def ladder(
         limits: what every rung must keep.
         higher_is_better: of the metric.
         classes: whether outputs are [N, classes], so that labels can be compared.
+        share: whether the metric lies in [0, 1]; of another one, the limit is a share of its value.
     """
     ran = [name for name in order if name in outputs]
     metrics = {name: float(np.mean(scores(outputs[name], targets))) for name in ran}
@@ -64,10 +66,29 @@ def ladder(
             agreement=_agreement(outputs[source], outputs[target], classes=classes),
             holds=True,
         )
-        finite = bool(np.isfinite(outputs[target]).all())
-        short = shortfalls(rung, limits, higher_is_better=higher_is_better)
-        rungs.append(rung.model_copy(update={"holds": finite and not short}))
+        short = shortfalls(rung, limits, higher_is_better=higher_is_better, share=share)
+        if not np.isfinite(outputs[target]).all():
+            short.append("not all outputs are finite")
+        rungs.append(rung.model_copy(update={"holds": not short, "short": short}))
     return rungs
+
+
+def shortfalls(rung: Rung, limits: DriftLimits, *, higher_is_better: bool = True, share: bool = True) -> list[str]:
+    """Say in words where a rung falls below the limits; nothing where it holds."""
+    told = []
+    before, after = rung.metric_before, rung.metric_after
+    drop = (before - after) * (1 if higher_is_better else -1)
+    most = limits.accuracy_drop
+    if most is not None and not drop <= (most + _ROUNDING) * (1 if share else abs(before)):
+        digits = ".4f" if share else ".4g"
+        limit = f"{most:g}" if share else f"{100 * most:g} %"
+        told.append(f"the metric goes from {before:{digits}} to {after:{digits}}, by more than {limit}")
+    same = rung.agreement.label_agreement
+    if limits.agreement is not None and same is not None and same < limits.agreement:
+        told.append(f"{same:.2%} of the labels are the same, below {limits.agreement:.2%}")
+    if _below(rung.agreement.sqnr_db, limits.sqnr_db):
+        told.append(f"the SQNR of the outputs is {rung.agreement.sqnr_db:.1f} dB, below {limits.sqnr_db:g}")
+    return told
 
 
 def threshold_db(rung: Rung, limits: DriftLimits) -> float:
@@ -79,7 +100,7 @@ def threshold_db(rung: Rung, limits: DriftLimits) -> float:
     above: a range ten times too small leaves 3 dB of a normal distribution, one that fits leaves 40.
     """
     outputs_db = rung.agreement.sqnr_db
-    if limits.sqnr_db is not None and below(outputs_db, limits.sqnr_db):
+    if limits.sqnr_db is not None and _below(outputs_db, limits.sqnr_db):
         return limits.sqnr_db
     reached = max(outputs_db, 0.0) if outputs_db is not None else 0.0
     return max((INT8_LAYER_DB + reached) / 2, reached + _LEAST_STEP_DB)
@@ -127,3 +148,8 @@ def _agreement(reference: Array, output: Array, *, classes: bool) -> Agreement:
 
 def _finite(outputs: Array) -> Array:
     return np.nan_to_num(outputs, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _below(sqnr_db: float | None, limit: float | None) -> bool:
+    """Whether a ratio is below a limit; None is an equal output, or no limit."""
+    return sqnr_db is not None and limit is not None and sqnr_db < limit

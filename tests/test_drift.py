@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from maseRT.config import DriftLimits
-from maseRT.drift import INT8_LAYER_DB, Noise, ladder, threshold_db
-from maseRT.report.drift import shortfalls
+from maseRT.drift import INT8_LAYER_DB, Noise, ladder, shortfalls, threshold_db
 from maseRT.report.schema import Rung
 
 RNG = np.random.default_rng(0)
@@ -92,12 +91,27 @@ def test_an_error_that_grows_is_a_drop_and_regression_has_no_labels() -> None:
     assert climbed(0.031).agreement.label_agreement is None
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_the_limit_of_a_metric_that_is_no_share_knows_no_unit(unit: float) -> None:
+    targets = RNG.normal(size=(50, 1)) * unit
+    outputs = {"a": targets + unit, "b": targets + 1.04**0.5 * unit}
+
+    def climbed(limit: float) -> Rung:
+        options = {"higher_is_better": False, "classes": False, "share": False}
+        return ladder(outputs, targets, ["a", "b"], squared_error, DriftLimits(accuracy_drop=limit), **options)[0]
+
+    assert climbed(0.0401).holds
+    assert climbed(0.0401).short == []
+    assert not climbed(0.0399).holds
+    assert climbed(0.0399).short[0].endswith(", by more than 3.99 %")
+
+
 def test_shortfalls_in_words() -> None:
     limits = DriftLimits(sqnr_db=30)
     rung = rung_between(LOGITS, np.roll(LOGITS, 1, axis=1), limits)
     metric, labels, sqnr = shortfalls(rung, limits)
     assert "from 1.0000 to 0.0000" in metric
-    assert "0.0 % of the labels" in labels
+    assert "0.00% of the labels" in labels
     assert "below 30" in sqnr
 
 

@@ -327,6 +327,7 @@ class Rung(Part):
         metric_before, metric_after: the primary metric of `source` and `target`.
         agreement: of the target's outputs with the source's.
         holds: whether the step keeps the limits of [analyze] drift.
+        short: in words, which of them it does not keep.
     """
 
     source: str
@@ -335,6 +336,7 @@ class Rung(Part):
     metric_after: Real
     agreement: Agreement
     holds: bool
+    short: list[str] = []
     divergence: Divergence | None = None
 
 

@@ -40,6 +40,7 @@ def drift(
         section.drift,
         higher_is_better=setting.task.higher_is_better,
         classes=setting.task.classes,
+        share=setting.task.share,
     )
     if all(rung.holds for rung in rungs):
         return rungs
