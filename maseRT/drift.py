@@ -6,7 +6,7 @@ Neither torch nor a runtime is needed: outputs of the same samples go in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +18,6 @@ from maseRT.config import DriftLimits
 from maseRT.report.schema import Agreement, Rung
 
 Array = NDArray[Any]
-Scores = Callable[[Array, Array], Array]
-"""(outputs, targets) -> a score per sample, whose mean is, or stands for, the primary metric."""
 
 INT8_LAYER_DB = 30.0
 """What one INT8 layer leaves at least, in dB: 8 bits over +-10 standard deviations give 33, and weights halve that.
@@ -33,9 +31,8 @@ _ROUNDING = 1e-9
 
 def ladder(
     outputs: Mapping[str, Array],
-    targets: Array,
+    metrics: Mapping[str, float],
     order: Sequence[str],
-    scores: Scores,
     limits: DriftLimits,
     *,
     higher_is_better: bool = True,
@@ -46,16 +43,14 @@ def ladder(
 
     Args:
         outputs: row name -> outputs [N, ...], of the same samples.
-        targets: [N, ...].
+        metrics: row name -> the primary metric.
         order: row names from the float model to the engine.
-        scores: of the task.
         limits: what every rung must keep.
         higher_is_better: of the metric.
         classes: whether outputs are [N, classes], so that labels can be compared.
         share: whether the metric lies in [0, 1]; of another one, the limit is a share of its value.
     """
     ran = [name for name in order if name in outputs]
-    metrics = {name: float(np.mean(scores(outputs[name], targets))) for name in ran}
     rungs = []
     for source, target in pairwise(ran):
         rung = Rung(

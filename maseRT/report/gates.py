@@ -118,15 +118,7 @@ def _drop(report: Report, row: Row, *, limit: float) -> Got:
     found = change.interval
     worst = None if found is None else (-found.low if sign < 0 else found.high)
     words = _with_interval(drop, None if found is None else _turned(found, sign), "{:.4g}")
-    limit += _float32_rounding(report, row)
     return words + _reaches(drop, worst, limit), _within(drop, limit)
-
-
-def _float32_rounding(report: Report, row: Row) -> float:
-    """Return by how much a difference of the primary metric may be off where a user's metrics compute in float32."""
-    rows = (report.row(report.baseline), row)
-    values = [each.metrics.values.get(report.task.primary, 0.0) for each in rows if each and each.metrics]
-    return 2.0**-23 * max(map(abs, values), default=0.0)
 
 
 def _change(report: Report, row: Row) -> Estimate | None:
