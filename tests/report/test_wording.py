@@ -6,6 +6,7 @@ from maseRT.report.schema import Interval
 from maseRT.report.wording import (
     change_interval,
     duration,
+    is_share,
     measured,
     metric_change,
     metric_value,
@@ -21,7 +22,7 @@ from maseRT.report.wording import (
     ("value", "text"),
     [
         (1.23456, "1.23"), (0.0012345, "0.00123"), (123.4, "123"), (23392.4, "23,392"), (0, "0"), (-1.5, "−1.50"),
-        (9.996, "10.0"), (0.09996, "0.100"), (999.6, "1,000"), (3.1e-7, "3.10e-07"), (float("nan"), "not a number"),
+        (9.996, "10.0"), (0.09996, "0.100"), (999.6, "1,000"), (3.1e-7, "3.10e-07"), (-3.1e-7, "−3.10e-07"), (float("nan"), "not a number"),
         (float("inf"), "infinite"),
     ],
 )  # fmt: skip
@@ -66,6 +67,13 @@ def test_names_read_as_a_sentence():
     assert names(["a", "b"]) == "a and b"
     assert names(["a", "b", "c", "d"]) == "a, b and 2 more"
     assert names([]) == ""
+
+
+def test_metrics_between_0_and_1_are_told_by_their_names():
+    names = ("accuracy", "top5", "top-1", "f1_macro", "mean_iou", "exact_match", "average_precision", "mAP")
+    assert [name for name in names if not is_share(name)] == []
+    names = ("perplexity", "rmse", "topology", "mean_average_error", "accuracy_loss", "r2", "mapping", "5")
+    assert [name for name in names if is_share(name)] == []
 
 
 def test_a_moment_is_told_in_utc_to_the_minute():
