@@ -55,6 +55,7 @@ def test_a_change_within_the_intervals_is_noise():
     change = change_of(compared(report(), report(speed=1.005)), P50)
     assert change.verdict == "noise"
     assert change.low < 1 < change.high
+    assert change.told() == "0.50 % more (0.91 % less to 1.9 % more)"
 
 
 def test_a_line_says_what_changed_by_how_much_and_whether_it_counts():

@@ -22,8 +22,8 @@ from maseRT.report.wording import (
     ("value", "text"),
     [
         (1.23456, "1.23"), (0.0012345, "0.00123"), (123.4, "123"), (23392.4, "23,392"), (0, "0"), (-1.5, "−1.50"),
-        (9.996, "10.0"), (0.09996, "0.100"), (999.6, "1,000"), (3.1e-7, "3.10e-07"), (-3.1e-7, "−3.10e-07"), (float("nan"), "not a number"),
-        (float("inf"), "infinite"),
+        (9.996, "10.0"), (0.09996, "0.100"), (999.6, "1,000"), (3.1e-7, "3.10e-07"), (-3.1e-7, "−3.10e-07"),
+        (float("nan"), "not a number"), (float("inf"), "infinite"),
     ],
 )  # fmt: skip
 def test_three_digits_are_shown(value, text):
