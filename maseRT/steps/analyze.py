@@ -26,7 +26,7 @@ from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
 from maseRT.report.publish import publish
 from maseRT.steps import history
-from maseRT.steps.answers import Answers
+from maseRT.steps.answers import Answers, prune
 from maseRT.steps.artifacts import Artifact, artifacts
 from maseRT.steps.common import Setting, load_plan, set_up
 from maseRT.steps.drifting import drift
@@ -95,6 +95,7 @@ def run(context: Context) -> StepResult:
     )
     result = _published(context, judged(report, context.config.gate), ranking)
     finished.clear()
+    prune(workspace.answers, [each.name for each in rows.artifacts])
     return result
 
 

@@ -19,7 +19,7 @@ from maseRT.interrupts import listening
 from maseRT.records import read_record, sha256
 from maseRT.report.files import load_report
 from maseRT.steps import build_engine, export, measuring, onnxruntime, showing
-from maseRT.steps.answers import Answers
+from maseRT.steps.answers import Answers, prune
 from maseRT.workers.local import LocalWorker
 
 WITH_MODES = '\n[onnxruntime]\nmodes = ["optimized", "dynamic"]\ndevice = "cpu"\nbatches = 1\n'
@@ -219,6 +219,22 @@ def test_what_a_kill_left_behind_the_last_batch_is_cut_off(tmp_path):
     with open(tmp_path / "row", "r+b") as file:
         file.truncate(9)
     assert Answers(tmp_path / "row", {"files": "a"}).kept == 0
+
+
+def test_a_finished_analysis_keeps_the_answers_of_its_rows_up_to_a_limit(tmp_path):
+    for name, count in (("small", 1), ("large", 9), ("gone", 1), ("not here", 2)):
+        kept(tmp_path / name, [[1, 2]] * count)
+    (tmp_path / "half").write_bytes(b"of a row that was killed")
+    prune(tmp_path, ["small", "large", "not here"], most_bytes=40)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["not here", "not here.json", "small", "small.json"]
+    assert Answers(tmp_path / "small", {"files": "a"}).kept == 1
+    prune(tmp_path / "none", [])
+
+
+def test_answers_of_a_row_that_is_gone_go_too(finished):
+    finished.single("analyze", "analyze.runtimes=['torch']")
+    assert not [path for path in finished.workspace.answers.iterdir() if path.name.startswith("onnxruntime")]
+    assert (finished.workspace.answers / "torch-fp32.json").exists()
 
 
 def test_answers_to_other_samples_are_asked_for_again(finished, monkeypatch, caplog):
