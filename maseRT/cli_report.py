@@ -128,7 +128,7 @@ def audit(
     findings = audited(found)
     plain = [finding.model_dump() for finding in findings]
     if junit is not None:
-        write_text(junit, junit_xml(found.model_copy(update={"findings": findings})))
+        write_text(junit, junit_xml(found.model_copy(update={"findings": findings}), warnings_fail=strict))
     if not as_json:
         for finding in plain:
             print_line(finding_line(finding))

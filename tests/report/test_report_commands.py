@@ -134,14 +134,15 @@ def test_an_error_ends_the_audit_with_5(run_folder, tmp_path):
     assert "error" in {finding["severity"] for finding in found["findings"]}
 
 
-def test_a_warning_ends_the_audit_with_5_only_when_strict(run_folder):
+def test_a_warning_ends_the_audit_with_5_only_when_strict(run_folder, tmp_path):
     folder = run_folder(spoil=busy)
     found = json.loads(invoke("audit", folder, "--json").stdout)
     severities = {finding["severity"] for finding in found["findings"]}
     assert "warning" in severities
     if severities == {"warning"}:
         assert invoke("audit", folder).exit_code == 0
-    assert invoke("audit", folder, "--strict").exit_code == ExitCode.CHECK
+    assert invoke("audit", folder, "--strict", "--junit", tmp_path / "junit.xml").exit_code == ExitCode.CHECK
+    assert list(ElementTree.parse(tmp_path / "junit.xml").iter("failure"))
 
 
 def test_compare_puts_runs_side_by_side(run_folder):
