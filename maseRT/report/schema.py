@@ -195,7 +195,8 @@ class Method(Part):
         device: "cpu", "cuda:0", ...
         hardware: the device's name.
         threads: CPU threads of one inference.
-        warmup, iterations, rounds: of the latency measurement, at each batch size.
+        warmup, iterations, rounds: of the latency measurement, at each batch size; iterations are the fewest.
+        seconds: on the clock at each batch size, at least; None in older reports, which do not tell.
         transfers: which copies the end-to-end time includes.
         cuda_graph: whether CUDA graphs were replayed for the device time; None without a GPU.
         isolated: whether the row had a process of its own.
@@ -208,6 +209,7 @@ class Method(Part):
     batch_sizes: list[Count]
     warmup: Count
     iterations: Count
+    seconds: Amount | None = None
     rounds: Count
     transfers: str
     cuda_graph: bool | None

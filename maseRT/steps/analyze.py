@@ -289,6 +289,7 @@ def _method(context: Context, artifact: Artifact) -> schema.Method:
         batch_sizes=list(section.batch_sizes or (context.config.data.batch_size,)),
         warmup=section.warmup,
         iterations=section.iterations,
+        seconds=section.seconds,
         rounds=min(ROUNDS, section.iterations),
         transfers=TRANSFERS,
         cuda_graph=artifact.runtime.startswith("tensorrt") if on_gpu else None,

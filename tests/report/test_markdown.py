@@ -83,6 +83,15 @@ def test_a_step_of_the_ladder_that_falls_says_which_limits_it_misses():
     assert "falls: a &lt; b; c;" in html(report)
 
 
+def test_how_often_a_batch_was_timed_is_told_as_what_it_is_a_least():
+    raw = reports.vgg7()
+    assert "- timed: 400 calls in 20 rounds" in markdown(make(raw))
+    for row in raw["rows"]:
+        if row.get("method"):
+            row["method"]["seconds"] = 0.5
+    assert "- timed: at least 400 calls and 0.5 s on the clock, in 20 rounds" in markdown(make(raw))
+
+
 def test_sections_without_data_are_left_out():
     text = markdown(make(reports.bare()))
     assert not [part for part in ("## Gates", "## Drift", "## Not run", "self-audit") if part in text]
