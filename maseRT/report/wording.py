@@ -118,8 +118,10 @@ def difference(row: Row) -> tuple[str, str]:
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """Return a share of 0 to 1 in percent; only the whole is 100 %."""
+    """Return a share of 0 to 1 in percent; only the whole is 100 %, and only nothing is 0 %."""
     rounded = round(100 * share, decimals)
+    if rounded == 0 and share > 0:
+        return f"under {10**-decimals:g} %"
     shown = 100 - 10**-decimals if rounded == 100 and share < 1 else rounded
     return f"{shown:.{decimals}f} %"
 

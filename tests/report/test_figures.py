@@ -12,6 +12,7 @@ from reports import make
 from maseRT.report.figures.calibration import MOST_BARS, histograms
 from maseRT.report.figures.confusion import confusion
 from maseRT.report.figures.learning import learning
+from maseRT.report.figures.metric import padded_range
 from maseRT.report.figures.page import page_figures
 from maseRT.report.figures.precision import precision_strip
 from maseRT.report.figures.style import log_axis
@@ -77,6 +78,16 @@ def test_the_axis_of_the_metric_holds_its_intervals():
     (trace,) = [trace for trace in figure.data if trace["name"] == "onnxruntime-int8"]
     assert low < trace["y"][0] - trace["error_y"]["arrayminus"][0] == pytest.approx(trace["y"][0] - 20)
     assert high > trace["y"][0] + trace["error_y"]["array"][0] == pytest.approx(trace["y"][0] + 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"), [([11.0, 97.7], (0, 100)), ([50.0, 100.0], (32.5, 100)), ([97.0, 97.4], (96.5, 97.9))]
+)
+def test_an_axis_of_shares_ends_where_shares_do(values, ends):
+    low, high = padded_range(values, percentage=True)
+    room = 0.05 * (max(values) - min(values))
+    assert ends[0] - room < low <= ends[0] < ends[1] <= high < ends[1] + room
+    assert low < min(values) < max(values) < high
 
 
 def test_the_front_holds_what_nothing_beats_in_both():

@@ -47,10 +47,12 @@ def test_shares_are_percent_and_points_and_other_metrics_are_not():
     assert change_interval("accuracy", Interval(low=-0.015, high=0.004), 270) == "−1.5 to +0.4"
 
 
-def test_only_all_is_100_percent():
+def test_only_all_is_100_percent_and_only_nothing_0():
     assert percent(1.0, 2) == "100.00 %"
     assert percent(0.999999, 2) == "99.99 %"
     assert percent(0.5) == "50.0 %"
+    assert percent(1e-6, 2) == "under 0.01 %"
+    assert percent(0.0) == "0.0 %"
 
 
 def test_sizes_and_durations_have_the_unit_that_fits():
