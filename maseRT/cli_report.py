@@ -138,6 +138,7 @@ def audit(
     from maseRT.report.audit import audit as audited
     from maseRT.report.files import load_report
     from maseRT.report.junit import junit_xml
+    from maseRT.report.wording import count
     from maseRT.workspace import write_text
 
     found = load_report(path)
@@ -149,6 +150,6 @@ def audit(
         for finding in plain:
             print_line(finding_line(finding))
         if not plain:
-            print_line(f"{found.run}: nothing contradicts itself, in {len(found.rows)} rows")
+            print_line(f"{found.run}: nothing contradicts itself, in {count(len(found.rows), 'row')}")
     wrong = [finding for finding in plain if strict or finding["severity"] == "error"]
     return Reply({"run": found.run, "findings": plain}, audit_error(wrong, where=str(path)))

@@ -14,8 +14,10 @@ from maseRT.report.wording import capitalized, decibels, metric_name
 
 
 def console_table(report: Report) -> list[tuple[str, ...]]:
-    """Return the rows as text, the header first; columns that are empty in every row are left out."""
+    """Return the rows as text, the header first; columns that are empty in every row are left out. [] if all are."""
     shown = [column for column in columns(report) if column.shown == "everywhere"]
+    if not shown:
+        return []
     header = ("what", *(column.title for column in shown))
     rows = [(row.name, *(column.cells[index].text for column in shown)) for index, row in enumerate(report.rows)]
     return [header, *rows]

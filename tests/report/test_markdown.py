@@ -57,6 +57,12 @@ def test_all_rows_of_the_console_are_as_long_as_its_header():
         assert len({len(row) for row in console_table(make(raw))}) == 1
 
 
+def test_a_table_without_figures_is_no_table():
+    raw = reports.nothing_ran()
+    raw["rows"] = [{**row, "size_bytes": 0} for row in raw["rows"] if row.get("not_run")]
+    assert console_table(make(raw)) == []
+
+
 def test_a_pull_request_gets_what_matters_first():
     text = markdown(make(reports.vgg7()))
     parts = ["**TensorRT INT8 is", "## Gates", "## What the self-audit found", "| what |", "## Drift", "## Not run"]
