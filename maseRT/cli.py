@@ -81,7 +81,7 @@ def transform(
                 raise UsageError("there will be no report", where="--junit", fix="let analyze run, or leave it out")
             outcomes = work.transform(first=first, last=last, on_outcome=None if options.silent else show)
     if junit is not None and not dry_run:
-        write_junit(junit, work.workspace.report)
+        write_junit(junit, work.workspace.report, strict=options.strict)
     value = {"run": str(work.workspace.root), "steps": [as_dict(outcome) for outcome in outcomes]}
     return Reply(value, shortfall(outcomes, strict=options.strict))
 
@@ -103,7 +103,7 @@ def _single(name: str, options: Options, *, junit: Path | None = None) -> Reply:
         if not options.silent:
             show(outcome)
     if junit is not None:
-        write_junit(junit, work.workspace.report)
+        write_junit(junit, work.workspace.report, strict=options.strict)
     value = {"run": str(work.workspace.root), **as_dict(outcome), **outcome.summary}
     return Reply(value, shortfall([outcome], strict=options.strict))
 

@@ -80,8 +80,8 @@ def finding_line(finding: Plain) -> str:
     return f"audit {finding['severity']}: {finding['check']}:{row} {finding['message']}"
 
 
-def write_junit(target: Path, report: Path) -> None:
-    """Write the gates and findings of a report.json as JUnit test cases.
+def write_junit(target: Path, report: Path, *, strict: bool) -> None:
+    """Write the rows, gates and findings of a report.json as JUnit test cases; with `strict`, `shortfall`'s fail.
 
     Raises:
         UsageError: there is no such report.
@@ -91,7 +91,7 @@ def write_junit(target: Path, report: Path) -> None:
     from maseRT.report.junit import junit_xml
     from maseRT.workspace import write_text
 
-    write_text(target, junit_xml(load_report(report)))
+    write_text(target, junit_xml(load_report(report), warnings_fail=strict, missing_fail=strict))
 
 
 def _gates(outcomes: Sequence[Outcome]) -> list[Plain]:

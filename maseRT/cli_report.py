@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,13 +102,28 @@ def compare(
 
 
 def _named(paths: Sequence[Path], reports: Sequence[Report]) -> dict[str, Report]:
-    """Return the reports by run name; by path if two runs share a name, and numbered if two paths are equal."""
-    names = [found.run for found in reports]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
-    return dict(zip(names, reports, strict=True))
+    """Return the reports by run name; runs of one name with what sets their paths apart, or a number."""
+    found: dict[str, Report] = {}
+    for place, (path, report) in enumerate(zip(paths, reports, strict=True), 1):
+        name = report.run
+        alike = [other for other, its in zip(paths, reports, strict=True) if its.run == name]
+        if len(alike) > 1:
+            name = f"{name} ({_part(path, alike) or place})"
+        found[name if name not in found else f"{name} ({place})"] = report
+    return found
+
+
+def _part(path: Path, alike: Sequence[Path]) -> str:
+    """Return a path without what all have in common at both ends; "" if nothing is left."""
+    paths, parts = [other.resolve().parts for other in alike], path.resolve().parts
+    start = _common(paths)
+    end = _common([other[start:][::-1] for other in paths])
+    return "/".join(parts[start : len(parts) - end])
+
+
+def _common(paths: Sequence[Sequence[str]]) -> int:
+    """Return how many of their first parts are the same."""
+    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
 def audit(
@@ -122,17 +138,18 @@ def audit(
     from maseRT.report.audit import audit as audited
     from maseRT.report.files import load_report
     from maseRT.report.junit import junit_xml
+    from maseRT.report.wording import count
     from maseRT.workspace import write_text
 
     found = load_report(path)
     findings = audited(found)
     plain = [finding.model_dump() for finding in findings]
     if junit is not None:
-        write_text(junit, junit_xml(found.model_copy(update={"findings": findings})))
+        write_text(junit, junit_xml(found.model_copy(update={"findings": findings}), warnings_fail=strict))
     if not as_json:
         for finding in plain:
             print_line(finding_line(finding))
         if not plain:
-            print_line(f"{found.run}: nothing contradicts itself, in {len(found.rows)} rows")
+            print_line(f"{found.run}: nothing contradicts itself, in {count(len(found.rows), 'row')}")
     wrong = [finding for finding in plain if strict or finding["severity"] == "error"]
     return Reply({"run": found.run, "findings": plain}, audit_error(wrong, where=str(path)))

@@ -358,7 +358,9 @@ RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 class DriftLimits(Section):
     """[analyze] drift: what every step from the float model to the engine must keep, against the step before it."""
 
-    accuracy_drop: float | None = Field(0.02, ge=0, description="Of the primary metric, at most.")
+    accuracy_drop: float | None = Field(
+        0.02, ge=0, description="Of the primary metric, at most; a share of its value where it is none itself."
+    )
     agreement: float | None = Field(0.95, ge=0, le=1, description="Share of samples with the same label, at least.")
     sqnr_db: float | None = Field(None, description="Of the outputs, at least; 20 is 10 % noise.")
 
@@ -407,7 +409,9 @@ class GateSection(Section):
     row: str | None = Field(
         None, description="The row that is judged; default: the engine if it ran, else the fastest deployed row."
     )
-    max_accuracy_drop: float | None = Field(None, ge=0, description="Of the primary metric, against the float model.")
+    max_accuracy_drop: float | None = Field(
+        None, ge=0, description="Of the primary metric, in its unit, against the float model."
+    )
     min_speedup: _OneOrMore | None = Field(
         None, description="{ over = ROW, ratio = R }, or several: median latency, end to end."
     )

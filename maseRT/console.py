@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from maseRT.errors import MaseRTError, StepError
@@ -169,12 +170,15 @@ class RichReporter:
                     self.close()
 
     def _new(self) -> Progress:
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+        line = partial(Column, no_wrap=True)  # on a narrow terminal the bar gives way
+        text = TextColumn("{task.description}", markup=False, table_column=line())
         # A terminal that also shows the results must not show them between two frames.
         progress = Progress(
-            *columns,
-            _CountColumn(),
-            _PaceColumn(),
+            SpinnerColumn(),
+            text,
+            BarColumn(bar_width=24),
+            _CountColumn(line()),
+            _PaceColumn(line()),
             console=self._console,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),

@@ -6,7 +6,7 @@ Neither torch nor a runtime is needed: outputs of the same samples go in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +18,6 @@ from maseRT.config import DriftLimits
 from maseRT.report.schema import Agreement, Rung
 
 Array = NDArray[Any]
-Scores = Callable[[Array, Array], Array]
-"""(outputs, targets) -> a score per sample, whose mean is, or stands for, the primary metric."""
 
 INT8_LAYER_DB = 30.0
 """What one INT8 layer leaves at least, in dB: 8 bits over +-10 standard deviations give 33, and weights halve that.
@@ -33,27 +31,26 @@ _ROUNDING = 1e-9
 
 def ladder(
     outputs: Mapping[str, Array],
-    targets: Array,
+    metrics: Mapping[str, float],
     order: Sequence[str],
-    scores: Scores,
     limits: DriftLimits,
     *,
     higher_is_better: bool = True,
     classes: bool = True,
+    share: bool = True,
 ) -> list[Rung]:
     """Compare each row with the one before it; a row that did not run is bridged.
 
     Args:
         outputs: row name -> outputs [N, ...], of the same samples.
-        targets: [N, ...].
+        metrics: row name -> the primary metric.
         order: row names from the float model to the engine.
-        scores: of the task.
         limits: what every rung must keep.
         higher_is_better: of the metric.
         classes: whether outputs are [N, classes], so that labels can be compared.
+        share: whether the metric lies in [0, 1]; of another one, the limit is a share of its value.
     """
     ran = [name for name in order if name in outputs]
-    metrics = {name: float(np.mean(scores(outputs[name], targets))) for name in ran}
     rungs = []
     for source, target in pairwise(ran):
         rung = Rung(
@@ -64,24 +61,26 @@ def ladder(
             agreement=_agreement(outputs[source], outputs[target], classes=classes),
             holds=True,
         )
-        finite = bool(np.isfinite(outputs[target]).all())
-        short = shortfalls(rung, limits, higher_is_better=higher_is_better)
-        rungs.append(rung.model_copy(update={"holds": finite and not short}))
+        short = shortfalls(rung, limits, higher_is_better=higher_is_better, share=share)
+        if not np.isfinite(outputs[target]).all():
+            short.append("not all outputs are finite")
+        rungs.append(rung.model_copy(update={"holds": not short, "short": short}))
     return rungs
 
 
-def shortfalls(rung: Rung, limits: DriftLimits, *, higher_is_better: bool = True) -> list[str]:
+def shortfalls(rung: Rung, limits: DriftLimits, *, higher_is_better: bool = True, share: bool = True) -> list[str]:
     """Say in words where a rung falls below the limits; nothing where it holds."""
     told = []
-    drop = (rung.metric_before - rung.metric_after) * (1 if higher_is_better else -1)
-    if limits.accuracy_drop is not None and not drop <= limits.accuracy_drop + _ROUNDING:
-        told.append(
-            f"the metric goes from {rung.metric_before:.4f} to {rung.metric_after:.4f}, "
-            f"by more than {limits.accuracy_drop:g}"
-        )
+    before, after = rung.metric_before, rung.metric_after
+    drop = (before - after) * (1 if higher_is_better else -1)
+    most = limits.accuracy_drop
+    if most is not None and not drop <= (most + _ROUNDING) * (1 if share else abs(before)):
+        digits = ".4f" if share else ".4g"
+        limit = f"{most:g}" if share else f"{100 * most:g} %"
+        told.append(f"the metric goes from {before:{digits}} to {after:{digits}}, by more than {limit}")
     same = rung.agreement.label_agreement
     if limits.agreement is not None and same is not None and same < limits.agreement:
-        told.append(f"{same:.1%} of the labels are the same, below {limits.agreement:.1%}")
+        told.append(f"{same:.2%} of the labels are the same, below {limits.agreement:.2%}")
     if _below(rung.agreement.sqnr_db, limits.sqnr_db):
         told.append(f"the SQNR of the outputs is {rung.agreement.sqnr_db:.1f} dB, below {limits.sqnr_db:g}")
     return told

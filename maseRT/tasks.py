@@ -206,7 +206,10 @@ def linearized_scores(means: Array, function: Callable[[float], float], slope: C
 
 
 def _classification_metrics(classes: int) -> dict[str, Metric]:
-    """Return macro averages but for the accuracy, as in every table of the field."""
+    """Return macro averages but for the accuracy, as in every table of the field.
+
+    In float64: in float32, 0.910 is more than 0.005 above 0.905, and a gate of 0.005 would fail.
+    """
     metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(classes, average="micro")}
     if classes >= TOP5_CLASSES:
         metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
@@ -215,7 +218,7 @@ def _classification_metrics(classes: int) -> dict[str, Metric]:
     metrics["f1"] = MulticlassF1Score(classes, average="macro")
     if classes <= CONFUSION_CLASSES:
         metrics[CONFUSION] = MulticlassConfusionMatrix(classes)
-    return metrics
+    return {name: metric.set_dtype(torch.float64) for name, metric in metrics.items()}
 
 
 def _right_labels(outputs: Array, targets: Array) -> Scores:

@@ -92,6 +92,17 @@ def test_what_was_done_before_counts_but_sets_no_pace(frame, reporter):
     tracked.close()
 
 
+def test_a_narrow_terminal_gets_a_line_per_work(frame, console, reporter):
+    console.width = 52
+    tracked = reporter.track(range(10), description="latency, batch 64", total=10, unit="round")
+    next(tracked)
+    next(tracked)
+    (line,) = frame(" 1/10 ")
+    assert line.startswith("latency, batch 64 ", 2)
+    assert line.rstrip().endswith(" left")
+    tracked.close()
+
+
 def test_work_of_unknown_length_shows_its_pace(frame, reporter):
     tracked = reporter.track(iter("abc"), description="read", unit="file")
     next(tracked)

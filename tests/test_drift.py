@@ -15,12 +15,8 @@ LOGITS = np.eye(10)[LABELS] * 4 + RNG.normal(size=(400, 10)) * 0.5
 NO_LIMITS = DriftLimits(accuracy_drop=None, agreement=None)
 
 
-def correct(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return (outputs.argmax(1) == targets).astype(np.float64)
-
-
-def squared_error(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return ((outputs - targets) ** 2).mean(1)
+def accuracies(outputs: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float((each.argmax(1) == LABELS).mean()) for name, each in outputs.items()}
 
 
 def noisy(db: float) -> np.ndarray:
@@ -30,18 +26,20 @@ def noisy(db: float) -> np.ndarray:
 
 
 def rung_between(source: np.ndarray, target: np.ndarray, limits: DriftLimits) -> Rung:
-    (rung,) = ladder({"a": source, "b": target}, LABELS, ["a", "b"], correct, limits)
+    outputs = {"a": source, "b": target}
+    (rung,) = ladder(outputs, accuracies(outputs), ["a", "b"], limits)
     return rung
 
 
 def test_neighbours_in_order_and_what_did_not_run_is_bridged() -> None:
     outputs = {"engine": noisy(40), "float": LOGITS, "onnx": noisy(50)}
-    rungs = ladder(outputs, LABELS, ["float", "qat", "onnx", "engine"], correct, DriftLimits())
+    metrics = accuracies(outputs)
+    rungs = ladder(outputs, metrics, ["float", "qat", "onnx", "engine"], DriftLimits())
     assert [(rung.source, rung.target) for rung in rungs] == [("float", "onnx"), ("onnx", "engine")]
     assert rungs[0].agreement.sqnr_db == pytest.approx(50)
-    assert rungs[0].metric_after == rungs[1].metric_before == correct(outputs["onnx"], LABELS).mean()
+    assert rungs[0].metric_after == rungs[1].metric_before == metrics["onnx"]
     assert all(rung.holds for rung in rungs)
-    assert ladder({"float": LOGITS}, LABELS, ["float", "qat"], correct, DriftLimits()) == []
+    assert ladder({"float": LOGITS}, {"float": 1.0}, ["float", "qat"], DriftLimits()) == []
 
 
 def test_each_limit_by_itself() -> None:
@@ -80,15 +78,31 @@ def test_outputs_that_are_not_finite_never_hold_and_can_be_written_as_json(value
 
 def test_an_error_that_grows_is_a_drop_and_regression_has_no_labels() -> None:
     targets = RNG.normal(size=(50, 1))
-    outputs = {"a": targets + 0.1, "b": targets + 0.2}
+    outputs, errors = {"a": targets + 0.1, "b": targets + 0.2}, {"a": 0.01, "b": 0.04}
 
     def climbed(limit: float) -> Rung:
         limits = DriftLimits(accuracy_drop=limit)
-        return ladder(outputs, targets, ["a", "b"], squared_error, limits, higher_is_better=False, classes=False)[0]
+        return ladder(outputs, errors, ["a", "b"], limits, higher_is_better=False, classes=False)[0]
 
     assert climbed(0.031).holds
     assert not climbed(0.029).holds
     assert climbed(0.031).agreement.label_agreement is None
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_the_limit_of_a_metric_that_is_no_share_knows_no_unit(unit: float) -> None:
+    targets = RNG.normal(size=(50, 1)) * unit
+    outputs = {"a": targets + unit, "b": targets + 1.04**0.5 * unit}
+    errors = {"a": unit**2, "b": 1.04 * unit**2}
+
+    def climbed(limit: float) -> Rung:
+        options = {"higher_is_better": False, "classes": False, "share": False}
+        return ladder(outputs, errors, ["a", "b"], DriftLimits(accuracy_drop=limit), **options)[0]
+
+    assert climbed(0.0401).holds
+    assert climbed(0.0401).short == []
+    assert not climbed(0.0399).holds
+    assert climbed(0.0399).short[0].endswith(", by more than 3.99 %")
 
 
 def test_shortfalls_in_words() -> None:
@@ -96,7 +110,7 @@ def test_shortfalls_in_words() -> None:
     rung = rung_between(LOGITS, np.roll(LOGITS, 1, axis=1), limits)
     metric, labels, sqnr = shortfalls(rung, limits)
     assert "from 1.0000 to 0.0000" in metric
-    assert "0.0% of the labels" in labels
+    assert "0.00% of the labels" in labels
     assert "below 30" in sqnr
 
 

@@ -65,6 +65,16 @@ def test_metrics_equal_scikit_learns_whatever_the_batches():
     assert list(found.as_dict()) == ["samples", "accuracy", "precision", "recall", "f1", "loss"]
 
 
+def test_a_difference_of_shares_is_that_of_the_counts():
+    labels = torch.zeros(1000, dtype=torch.long)
+    accuracies = []
+    for right in (910, 905):
+        logits = nn.functional.one_hot((torch.arange(1000) >= right).long(), 30).float()
+        found = evaluate(lambda x: x, in_batches(logits, labels, size=300), task=CLASSIFICATION, outputs=30)
+        accuracies.append(found.values["accuracy"])
+    assert accuracies == [0.91, 0.905]
+
+
 def test_top5_and_the_confusion_matrix_follow_the_number_of_classes():
     labels = torch.randint(0, 60, (200,))
     logits = torch.randn(200, 60)

@@ -59,7 +59,8 @@ class Change:
         return before, after
 
     def told(self) -> str:
-        """Return the change with its interval, such as "11 % less (9.1 to 13 %)"; "" for equal values."""
+        """Return the change with its interval, such as "11 % less (9.1 to 13 %)" or "7 % less (2 % more to
+        16 % less)"; "" for equal values."""
         if self.verdict == "same":
             return ""
         interval = interval_of(self.low, self.high)
@@ -71,6 +72,9 @@ class Change:
         if interval is None:
             return text
         low, high = sorted((100 * sign * (interval.low - 1), 100 * sign * (interval.high - 1)))
+        if low < 0 < high:
+            other = "more" if word == "less" else "less"
+            return f"{text} ({significant(-low, 2)} % {other} to {significant(high, 2)} % {word})"
         return f"{text} ({significant(low, 2)} to {significant(high, 2)} %)"
 
     def judged(self) -> str:

@@ -74,6 +74,8 @@ def _method(row: Row) -> dict[str, Any]:
     if not row.timings or row.method is None:
         return {}
     method = row.method.model_dump(exclude={"versions"})
+    if method["seconds"] is None:  # an older report
+        del method["seconds"]
     fields = {key.replace("_", " "): value for key, value in method.items()}
     fields |= {f"version of {package}": version for package, version in row.method.versions.items()}
     if row.gpu is not None and row.gpu.power_limit_w is not None:

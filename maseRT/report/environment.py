@@ -80,7 +80,7 @@ def _facts(row: Row, method: Method) -> dict[str, str]:
         "threads": str(method.threads),
         "batch sizes": ", ".join(map(str, method.batch_sizes)),
         "warm-up": count(method.warmup, "call"),
-        "timed": f"{count(method.iterations, 'call')} in {count(method.rounds, 'round')}" if method.iterations else "",
+        "timed": _timed(method),
         "transfers": method.transfers,
         "device time": _device_time(row.timings),
         "energy": _energy(row.energy) if row.energy is not None else "",
@@ -89,6 +89,17 @@ def _facts(row: Row, method: Method) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in method.versions.items()),
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _timed(method: Method) -> str:
+    """Return how often each batch was timed; the tables have how often it was in the end."""
+    if not method.iterations:
+        return ""
+    rounds = f"in {count(method.rounds, 'round')}"
+    if method.seconds is None:
+        return f"{count(method.iterations, 'call')} {rounds}"
+    least = f"at least {count(method.iterations, 'call')}"
+    return f"{least}{f' and {method.seconds:g} s on the clock' if method.seconds else ''}, {rounds}"
 
 
 def _device_time(timings: Sequence[Timing]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from maseRT.config import GateSection, Speedup
@@ -29,6 +29,18 @@ def judge(report: Report, gate: GateSection) -> list[Gate]:
         else _judged(report, row, limit, asked, figure)
         for limit, asked, figure in _limits(report, gate)
     ]
+
+
+def check_rows(names: Sequence[str], gate: GateSection) -> None:
+    """Check, before anything is measured, that the rows that [gate] names are among those of the report to come.
+
+    Raises:
+        UsageError: one is not.
+    """
+    if gate.row is not None:
+        _check_row(names, gate.row, key="row")
+    for speedup in _speedups(gate):
+        _check_row(names, speedup.over, key="min_speedup over")
 
 
 Got = tuple[str, bool]
@@ -75,15 +87,17 @@ def _speedups(gate: GateSection) -> tuple[Speedup, ...]:
 
 
 def _named(report: Report, name: str, *, key: str) -> Row:
-    row = report.row(name)
-    if row is None:
-        names = [row.name for row in report.rows]
+    _check_row([row.name for row in report.rows], name, key=key)
+    return next(row for row in report.rows if row.name == name)
+
+
+def _check_row(names: Sequence[str], name: str, *, key: str) -> None:
+    if name not in names:
         raise UsageError(
             f"the report has no row '{name}'{did_you_mean(name, names)}",
             where=f"[gate] {key}",
             fix=f"choose one of {', '.join(names)}" if names else "",
         )
-    return row
 
 
 def _why_nothing(report: Report, row: Row | None) -> str:

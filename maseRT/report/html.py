@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from maseRT.report.cards import cards
 from maseRT.report.columns import columns, launch_bound_sentence
-from maseRT.report.drift import divergence_sentence
+from maseRT.report.drift import falls
 from maseRT.report.environment import (
     common_method,
     config_values,
@@ -27,7 +27,7 @@ from maseRT.report.figures.page import page_figures
 from maseRT.report.schema import Report
 from maseRT.report.tables import epoch_tables, page_tables
 from maseRT.report.verdict import verdict
-from maseRT.report.wording import capitalized, count, metric_name
+from maseRT.report.wording import capitalized, count, metric_name, moment
 
 _ORDER = {"error": 0, "warning": 1}
 
@@ -48,7 +48,7 @@ def html(report: Report) -> str:
         "figures": figures,
         "tables": page_tables(report),
         "epochs": epoch_tables(report),
-        "divergences": [sentence for rung in report.drift if (sentence := divergence_sentence(rung))],
+        "falls": falls(report),
         "sections": [(section, _rendered(section.lines)) for section in report.sections],
         "machine": machine_facts(report),
         "method": common_method(report),
@@ -73,6 +73,7 @@ def _environment() -> Environment:
     )
     environment.globals["count"] = count
     environment.filters["metric_name"] = metric_name
+    environment.filters["moment"] = moment
     return environment
 
 

@@ -30,17 +30,22 @@ class _Case:
     told: str = ""
 
 
-def junit_xml(report: Report) -> str:
+def junit_xml(report: Report, *, warnings_fail: bool = False, missing_fail: bool = False) -> str:
     """Return a report as JUnit XML.
 
     Three suites: "rows", where a row that did not run is skipped, with the time that each took; "gates", where a gate
     that is not reached fails; "audit", where each finding that is an error fails, and warnings stand in the output. As
     Jenkins, GitLab, GitHub actions and others read it (testsuites, testsuite, testcase, failure, skipped, system-out).
+
+    Args:
+        report: audited and held against the gates.
+        warnings_fail: as the command does with --strict.
+        missing_fail: so do rows that did not run.
     """
     suites = {
-        "rows": [_row(row) for row in report.rows],
+        "rows": [_row(row, missing_fail=missing_fail) for row in report.rows],
         "gates": [_gate(gate) for gate in report.gates],
-        "audit": _audit(report.findings),
+        "audit": _audit(report.findings, warnings_fail=warnings_fail),
     }
     cases = [case for found in suites.values() for case in found]
     root = ElementTree.Element("testsuites", {"name": _text(f"masert {report.run}"), **_counts(cases)})
@@ -51,9 +56,11 @@ def junit_xml(report: Report) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
-def _row(row: Row) -> _Case:
-    skipped = "" if row.metrics is not None else row.not_run or "did not run"
-    return _Case(row.name, row.seconds, skipped=skipped)
+def _row(row: Row, *, missing_fail: bool) -> _Case:
+    why = "" if row.metrics is not None else row.not_run or "did not run"
+    if missing_fail:
+        return _Case(row.name, row.seconds, failure=why, kind="row")
+    return _Case(row.name, row.seconds, skipped=why)
 
 
 def _gate(gate: Gate) -> _Case:
@@ -62,8 +69,10 @@ def _gate(gate: Gate) -> _Case:
     return _Case(name, failure="" if gate.passed else told, kind="gate", told=told)
 
 
-def _audit(findings: list[Finding]) -> list[_Case]:
+def _audit(findings: list[Finding], *, warnings_fail: bool) -> list[_Case]:
     """Return a failing case per check and row that has errors; one that passes where there are none."""
+    if warnings_fail:
+        findings = [finding.model_copy(update={"severity": "error"}) for finding in findings]
     errors: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         if finding.severity == "error":

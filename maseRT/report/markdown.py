@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maseRT.report.columns import Cell, columns, launch_bound_sentence
-from maseRT.report.drift import divergence_sentence, metric_before_and_after, same_label
+from maseRT.report.drift import falls, metric_before_and_after, same_label
 from maseRT.report.environment import common_method, config_values, differing_method, machine_facts, samples_sentence
 from maseRT.report.schema import Report
 from maseRT.report.verdict import verdict
@@ -14,8 +14,10 @@ from maseRT.report.wording import capitalized, decibels, metric_name
 
 
 def console_table(report: Report) -> list[tuple[str, ...]]:
-    """Return the rows as text, the header first; columns that are empty in every row are left out."""
+    """Return the rows as text, the header first; columns that are empty in every row are left out. [] if all are."""
     shown = [column for column in columns(report) if column.shown == "everywhere"]
+    if not shown:
+        return []
     header = ("what", *(column.title for column in shown))
     rows = [(row.name, *(column.cells[index].text for column in shown)) for index, row in enumerate(report.rows)]
     return [header, *rows]
@@ -115,7 +117,7 @@ def _drift(report: Report) -> list[str]:
         )
         for rung in report.drift
     ]
-    told = [f"- {_plain(sentence)}" for rung in report.drift if (sentence := divergence_sentence(rung))]
+    told = [f"- {_plain(sentence)}" for sentence in falls(report)]
     return ["", "## Drift", "", *markdown_table([header, *cells]), *(["", *told] if told else [])]
 
 

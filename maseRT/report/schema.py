@@ -141,7 +141,8 @@ class Memory(Part):
     """The peak memory of loading and inference, in MiB.
 
     Attributes:
-        host_mb: resident memory beyond that of the process before it loaded the model.
+        host_mb: resident memory beyond that of the process before it loaded the model; None where the row shared its
+            process with others, and took what they had freed.
         device_mb: the same on the GPU; None on a CPU, or where the driver does not report it.
     """
 
@@ -194,7 +195,8 @@ class Method(Part):
         device: "cpu", "cuda:0", ...
         hardware: the device's name.
         threads: CPU threads of one inference.
-        warmup, iterations, rounds: of the latency measurement, at each batch size.
+        warmup, iterations, rounds: of the latency measurement, at each batch size; iterations are the fewest.
+        seconds: on the clock at each batch size, at least; None in older reports, which do not tell.
         transfers: which copies the end-to-end time includes.
         cuda_graph: whether CUDA graphs were replayed for the device time; None without a GPU.
         isolated: whether the row had a process of its own.
@@ -207,6 +209,7 @@ class Method(Part):
     batch_sizes: list[Count]
     warmup: Count
     iterations: Count
+    seconds: Amount | None = None
     rounds: Count
     transfers: str
     cuda_graph: bool | None
@@ -326,6 +329,7 @@ class Rung(Part):
         metric_before, metric_after: the primary metric of `source` and `target`.
         agreement: of the target's outputs with the source's.
         holds: whether the step keeps the limits of [analyze] drift.
+        short: in words, which of them it does not keep.
     """
 
     source: str
@@ -334,6 +338,7 @@ class Rung(Part):
     metric_after: Real
     agreement: Agreement
     holds: bool
+    short: list[str] = []
     divergence: Divergence | None = None
 
 

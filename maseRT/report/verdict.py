@@ -55,8 +55,8 @@ def speedups(report: Report, result: Row) -> list[Speed]:
     timing = report.timing(result.name, batch) if batch is not None else None
     if timing is None or batch is None:
         return []
-    found = [_speed(report, timing, other, batch) for other in (_best_float(report, result, batch),) if other]
-    baseline = report.row(report.baseline)
+    baseline, best = report.row(report.baseline), _best_float(report, result, batch)
+    found = [_speed(report, timing, best, batch)] if best is not None and best is not baseline else []
     if baseline is not None and timing.ratio is not None and baseline is not result:
         found.append(Speed(baseline, timing.ratio, timing.ratio_interval))
     return [speed for speed in found if speed is not None]

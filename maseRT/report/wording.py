@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from maseRT.report.schema import Interval, Metrics, Row, Timing
 
 _SHARES = frozenset(
-    ("accuracy", "precision", "recall", "f1", "specificity", "auroc", "average_precision", "jaccard", "iou", "map")
+    ("accuracy", "precision", "recall", "f1", "specificity", "auroc", "jaccard", "iou", "map", "dice", "exact", "match")
 )
+"""Words in the names of metrics between 0 and 1, such as "mean_iou" or "exact_match"."""
+
+_NO_SHARES = frozenset(("error", "loss", "distance", "count"))
+"""Words that say otherwise."""
+
 _NAMES = {
     "f1": "F1",
     "r2": "R²",
@@ -27,6 +34,7 @@ _RUNTIMES = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
 }
+_TOP = re.compile(r"top[-_]?\d+")
 _MANY = 1000
 _NOISE = 1e-4
 
@@ -39,7 +47,7 @@ def significant(value: float, digits: int = 3) -> str:
         return "0"
     size = math.floor(math.log10(abs(value)))
     if size < -4:
-        return f"{value:.{digits - 1}e}"
+        return f"{'−' if value < 0 else ''}{abs(value):.{digits - 1}e}"
     decimals = max(digits - 1 - size, 0)
     rounded = round(value, decimals)
     if math.floor(math.log10(abs(rounded))) > size:  # 9.996 became 10.00
@@ -68,7 +76,8 @@ def measured(value: float, interval: Interval | None, unit: str = "") -> str:
 
 def is_share(metric: str) -> bool:
     """Tell whether a metric is a share between 0 and 1, which people read in percent."""
-    return metric.lower() in _SHARES or (metric.startswith("top") and metric[3:].lstrip("-_").isdigit())
+    words = set(metric.lower().replace("-", "_").split("_"))
+    return bool(words & _SHARES and not words & _NO_SHARES) or _TOP.fullmatch(metric) is not None
 
 
 def metric_name(metric: str) -> str:
@@ -109,8 +118,10 @@ def difference(row: Row) -> tuple[str, str]:
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """Return a share of 0 to 1 in percent; only the whole is 100 %."""
+    """Return a share of 0 to 1 in percent; only the whole is 100 %, and only nothing is 0 %."""
     rounded = round(100 * share, decimals)
+    if rounded == 0 and share > 0:
+        return f"under {10**-decimals:g} %"
     shown = 100 - 10**-decimals if rounded == 100 and share < 1 else rounded
     return f"{shown:.{decimals}f} %"
 
@@ -140,6 +151,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def moment(time: str) -> str:
+    """Return an ISO 8601 time as "2026-01-31 18:25 UTC"; a text that is none as it is."""
+    try:
+        return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return time
 
 
 def ratio(timing: Timing) -> tuple[str, str]:

@@ -19,11 +19,13 @@ from maseRT.hardware import computing, cpu, nvidia_driver, nvidia_gpus
 from maseRT.records import dependency_versions, sha256
 from maseRT.report import schema
 from maseRT.report.columns import launch_bound_sentence
+from maseRT.report.drift import falls
+from maseRT.report.gates import check_rows
 from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
 from maseRT.report.publish import publish
 from maseRT.steps import history
-from maseRT.steps.answers import Answers
+from maseRT.steps.answers import Answers, prune
 from maseRT.steps.artifacts import Artifact, artifacts
 from maseRT.steps.common import Setting, load_plan, set_up
 from maseRT.steps.drifting import drift
@@ -89,12 +91,19 @@ def run(context: Context, section: AnalyzeSection) -> StepResult:
     )
     result = _published(context, section, judged(report, context.config.gate), ranking)
     finished.clear()
+    prune(workspace.answers, [each.name for each in rows.artifacts])
     return result
 
 
 def _open(context: Context, setting: Setting, section: AnalyzeSection, stack: ExitStack) -> Rows:
-    """Open what can run here; fake-quantized models are not timed and need no process of their own."""
+    """Open what can run here; fake-quantized models are not timed and need no process of their own.
+
+    Raises:
+        UsageError: [gate] names a row that there will not be.
+    """
     found = artifacts(context, setting)
+    if context.config.gate is not None:
+        check_rows([each.name for each in found], context.config.gate)
     workers: dict[str, Worker] = {}
     opened: dict[str, Opened] = {}
     able = [(each, each.opener) for each in found if not each.missing and each.opener is not None]
@@ -231,7 +240,13 @@ def _resumed(shown: Shown, measurement: Measurement) -> schema.Section | None:
         f"- latency of batch {size}: measured before an interruption, until {ended}"
         for size, ended in measurement.resumed.items()
     ]
-    values = {"answers": kept, "latency": {str(size): ended for size, ended in measurement.resumed.items()}}
+    values: dict[str, object] = {
+        "answers": kept,
+        "latency": {str(size): ended for size, ended in measurement.resumed.items()},
+    }
+    if measurement.energy_resumed:
+        lines.append(f"- energy: measured before an interruption, until {measurement.energy_resumed}")
+        values["energy"] = measurement.energy_resumed
     lead = "Of the same files, samples, settings and versions on the same hardware:"
     title = "Kept from before"
     return schema.Section(key="kept", title=title, values=values, lines=[lead, "", *lines]) if lines else None
@@ -273,6 +288,7 @@ def _method(context: Context, section: AnalyzeSection, artifact: Artifact) -> sc
         batch_sizes=list(section.batch_sizes or (context.config.data.batch_size,)),
         warmup=section.warmup,
         iterations=section.iterations,
+        seconds=section.seconds,
         rounds=min(ROUNDS, section.iterations),
         transfers=TRANSFERS,
         cuda_graph=artifact.runtime.startswith("tensorrt") if on_gpu else None,
@@ -298,6 +314,7 @@ def _published(
         table=console_table(report),
         remarks=[
             report.verdict,
+            *(f"drift: {sentence}" for sentence in falls(report)),
             *([bound] if (bound := launch_bound_sentence(report)) else []),
             *(f"not run: {reason}" for reason in missing),
             *_sensitivity_remarks(section, ranking),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,6 +17,9 @@ from maseRT.errors import StepError
 from maseRT.workspace import write_json
 
 Array = NDArray[Any]
+
+KEPT_BYTES = 1 << 30
+"""What a finished analysis keeps: answers of a language model or a segmentation can be larger than all else."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,30 @@ class Answers:
             pass
         self._about.unlink(missing_ok=True)  # before the values are overwritten
         return Told()
+
+
+def prune(folder: Path, rows: Collection[str], *, most_bytes: int = KEPT_BYTES) -> None:
+    """Delete answers that a finished analysis keeps for nobody: of other rows, and the largest beyond the limit.
+
+    Args:
+        folder: of the answers.
+        rows: names of those that the next analysis can ask for.
+        most_bytes: what may stay, in all.
+    """
+    kept = 0
+    for path in sorted(folder.glob("*.json"), key=lambda path: _size(path.with_suffix(""))):
+        size = _size(path.with_suffix(""))
+        kept += size
+        if path.stem not in rows or kept > most_bytes:
+            kept -= size
+            path.unlink(missing_ok=True)
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.suffix != ".json" and not path.with_name(f"{path.name}.json").exists():
+            path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def most(one: float | None, other: float | None) -> float | None:

@@ -34,12 +34,12 @@ def drift(
     steps = {artifact.name: artifact for artifact in artifacts if _is_rung(artifact)}
     rungs = ladder(
         shown.outputs,
-        shown.targets,
+        {name: metrics.primary_value for name, metrics in shown.metrics.items()},
         list(steps),
-        setting.task.scores,
         section.drift,
         higher_is_better=setting.task.higher_is_better,
         classes=setting.task.classes,
+        share=setting.task.share,
     )
     if all(rung.holds for rung in rungs):
         return rungs

@@ -24,6 +24,9 @@ from maseRT.workers.schedule import RowTimes, measure_energies, measure_rows
 
 log = logging.getLogger(__name__)
 
+_ENERGY = "energy"
+"""The unit's name."""
+
 
 @dataclass
 class Measured:
@@ -70,11 +73,13 @@ class Measurement:
     Attributes:
         rows: by name.
         resumed: batch sizes that were measured before an interruption, and when.
-        earlier_seconds: that those took.
+        energy_resumed: when the energy was, "" if it was not.
+        earlier_seconds: that all those took.
     """
 
     rows: dict[str, Measured]
     resumed: dict[int, str] = field(default_factory=dict)
+    energy_resumed: str = ""
     earlier_seconds: float = 0.0
 
 
@@ -93,11 +98,11 @@ def measure(
         devices: of each row, as `maseRT.hardware.computing` names it.
         batches: what is inferred, by batch size.
         section: [analyze].
-        finished: batch sizes that were measured before an interruption, all rows in turns.
+        finished: what was measured before an interruption, all rows in turns: batch sizes, and energy.
         reporter: shows progress.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed; the batch sizes so far are in `finished`.
+        KeyboardInterrupt: Ctrl-C was pressed; what was measured so far is in `finished`.
     """
     measured = {name: Measured() for name in workers}
     if not workers:
@@ -106,9 +111,8 @@ def measure(
     earlier_seconds = 0.0
     for size, inputs in batches.items():
         unit = f"latency of batch {size}"
-        told = finished.get(unit)
+        told = _before(finished, unit)
         if told is not None:
-            log.warning("%s was measured before", unit)
             resumed[size] = told["ended"]
             earlier_seconds += told["seconds"]
             for worker in workers.values():
@@ -120,11 +124,28 @@ def measure(
         for name, row in measured.items():
             row.times[size] = _row_times(told["rows"][name])
             row.take_memory(told["memory"][name])
-    _energy(workers, devices, measured, section, reporter)
+    energies = _before(finished, _ENERGY)
+    energy_resumed = energies["ended"] if energies else ""
+    earlier_seconds += energies["seconds"] if energies else 0.0
+    if energies is None:
+        with finishing(_ENERGY):
+            energies = _energies(workers, devices, section, reporter)
+            if any(isinstance(energy, dict) for energy in energies["rows"].values()):
+                finished.add(_ENERGY, energies)
     for name, worker in workers.items():
+        energy = energies["rows"][name]
+        measured[name].energy = Energy(**energy) if isinstance(energy, dict) else energy
         measured[name].take_memory(worker.memory())
         measured[name].kernels_ms = worker.kernel_times_ms(section.iterations)
-    return Measurement(measured, resumed, earlier_seconds)
+    return Measurement(measured, resumed, energy_resumed, earlier_seconds)
+
+
+def _before(finished: Finished, unit: str) -> Any:
+    """Return what a unit told that was measured before an interruption; None if it was not."""
+    told = finished.get(unit)
+    if told is not None:
+        log.warning("%s was measured before", unit)
+    return told
 
 
 def _in_turns(
@@ -161,16 +182,16 @@ def _row_times(told: Mapping[str, Any]) -> RowTimes:
     return RowTimes(told["wall"], told["device"], state, told["waited"])
 
 
-def _energy(
-    workers: Mapping[str, Worker],
-    devices: Mapping[str, str],
-    measured: Mapping[str, Measured],
-    section: AnalyzeSection,
-    reporter: Reporter,
-) -> None:
-    if not section.energy:
-        for row in measured.values():
-            row.energy = "[analyze] energy = false"
-        return
-    for name, energy in measure_energies(workers, devices, track=partial(reporter.track, unit="visit")).items():
-        measured[name].energy = energy
+def _energies(
+    workers: Mapping[str, Worker], devices: Mapping[str, str], section: AnalyzeSection, reporter: Reporter
+) -> dict[str, Any]:
+    """Measure the energy of all rows, or say why it is not known; returns values that JSON has."""
+    start = time.perf_counter()
+    found: dict[str, Energy | str] = dict.fromkeys(workers, "[analyze] energy = false")
+    if section.energy:
+        found = measure_energies(workers, devices, track=partial(reporter.track, unit="visit"))
+    return {
+        "rows": {name: energy.as_dict() if isinstance(energy, Energy) else energy for name, energy in found.items()},
+        "seconds": time.perf_counter() - start,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from maseRT.agreement import agreement
 from maseRT.energy import Energy
 from maseRT.hardware import computing, cpu, cuda_index, nvidia_gpus
@@ -14,9 +18,12 @@ from maseRT.steps.artifacts import Artifact
 from maseRT.steps.history import metrics_of
 from maseRT.steps.measuring import Measured
 from maseRT.steps.showing import Shown
-from maseRT.tasks import Task
+from maseRT.tasks import Scores, Task
 from maseRT.workers.protocol import Opened
 from maseRT.workers.schedule import RowTimes
+
+_FLOAT32 = 2.0**-21
+"""Relative: what rounding and sums in float32 leave of a metric."""
 
 TRANSFERS = "inputs from host memory, outputs to host memory"
 
@@ -52,7 +59,7 @@ def row_of(
     name = artifact.name
     rest = _compared(name, baseline, shown, task) if name != baseline else {}
     if measured is not None:
-        rest |= _measured(measured, base if name != baseline else None)
+        rest |= _measured(measured, base if name != baseline else None, isolated=method.isolated)
     metrics = shown.metrics[name]
     return _row(
         artifact,
@@ -101,18 +108,37 @@ def _compared(name: str, baseline: str, shown: Shown, task: Task) -> dict[str, o
     """Return the difference of the primary metric and the agreement of the outputs, against the baseline."""
     outputs, base = shown.outputs[name], shown.outputs[baseline]
     before, after = shown.metrics[baseline], shown.metrics[name]
-    low, high = difference_interval(task.scores(base, shown.targets), task.scores(outputs, shown.targets))
     difference = schema.Difference(
         metric=task.primary,
-        value=after.primary_value - before.primary_value,
-        interval=schema.Interval(low=low, high=high),
+        **_change(
+            before.primary_value,
+            after.primary_value,
+            task.scores(base, shown.targets),
+            task.scores(outputs, shown.targets),
+        ),
     )
     compared = agreement(base, outputs, classes=task.classes)
     return {"difference": difference, "agreement": schema.Agreement.model_validate(compared.as_dict())}
 
 
-def _measured(measured: Measured, base: Measured | None) -> dict[str, object]:
+def _change(before: float, after: float, base_scores: Scores, scores: Scores) -> dict[str, Any]:
+    """Return the change of the primary metric, and its interval.
+
+    The change is that of the scores, in float64, where the metric is their mean: one that computes in float32 could be
+    rounded out of the interval, or over a gate that it reaches. Where the scores only stand for the metric, the
+    interval is as wide as theirs, around the change of the metric.
+    """
+    change, by_scores = after - before, float(np.mean(scores) - np.mean(base_scores))
+    if abs(change - by_scores) <= _FLOAT32 * max(abs(before), abs(after)):
+        change = by_scores
+    low, high = (end + (change - by_scores) for end in difference_interval(base_scores, scores))
+    return {"value": change, "interval": schema.Interval(low=low, high=high)}
+
+
+def _measured(measured: Measured, base: Measured | None, *, isolated: bool) -> dict[str, object]:
+    """Return what was measured; host memory only of a process of its own: in another, rows take what others freed."""
     host, device = measured.memory
+    host = host if isolated else None
     energy = measured.energy
     return {
         "timings": [

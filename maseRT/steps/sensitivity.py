@@ -106,7 +106,8 @@ class Sensitivity:
         """What the rules are for."""
         if not self.rules:
             return "No layer alone raises the loss"
-        return f"To keep the worst {len(self.rules)} in half precision, put this first into [quantize] rules:"
+        worst = "worst layer" if len(self.rules) == 1 else f"{len(self.rules)} worst layers"
+        return f"To keep the {worst} in half precision, put this first into [quantize] rules:"
 
     def section(self) -> Section:
         """Return it as a section of the report."""

@@ -85,7 +85,7 @@ def method(*, device: str, batches: Sequence[int]) -> dict[str, Any]:
     gpu = device != "cpu"
     return {
         "versions": {"numpy": "2.3.0"}, "device": device, "hardware": "NVIDIA H100" if gpu else "AMD EPYC 9R14",
-        "threads": 2, "batch_sizes": list(batches), "warmup": 10, "iterations": 200, "rounds": 10,
+        "threads": 2, "batch_sizes": list(batches), "warmup": 10, "iterations": 200, "seconds": 0.5, "rounds": 10,
         "transfers": "inputs from host memory, outputs to host memory", "cuda_graph": True if gpu else None,
         "isolated": True,
     }  # fmt: skip

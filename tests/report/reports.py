@@ -472,7 +472,7 @@ def vgg7():
                     "| feature_layers.0 | +0.004100 | -0.22% | 27.3 dB |",
                     "| feature_layers.3 | +0.000900 | -0.04% | 33.0 dB |",
                     "",
-                    "To keep the worst 1 in half precision, put this first into [quantize] rules:",
+                    "To keep the worst layer in half precision, put this first into [quantize] rules:",
                     "",
                     "```toml",
                     '{ name = "feature_layers.0", precision = "fp16" },',

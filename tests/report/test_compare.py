@@ -55,6 +55,7 @@ def test_a_change_within_the_intervals_is_noise():
     change = change_of(compared(report(), report(speed=1.005)), P50)
     assert change.verdict == "noise"
     assert change.low < 1 < change.high
+    assert change.told() == "0.50 % more (0.91 % less to 1.9 % more)"
 
 
 def test_a_line_says_what_changed_by_how_much_and_whether_it_counts():
@@ -153,7 +154,7 @@ def test_rows_that_only_one_run_has_are_named():
     ("field", "value"),
     [
         ("threads", 8), ("device", "cuda:0"), ("hardware", "Xeon"), ("warmup", 0), ("iterations", 5), ("rounds", 1),
-        ("transfers", "none"), ("cuda_graph", True), ("isolated", False), ("batch_sizes", [1]),
+        ("transfers", "none"), ("cuda_graph", True), ("isolated", False), ("batch_sizes", [1]), ("seconds", 0.1),
         ("versions", {"numpy": "1.26"}),
     ],
 )  # fmt: skip
@@ -168,6 +169,10 @@ def test_different_methods_are_refused_unless_told(field, value):
     found = compared(report(), other, allow=True)
     assert len(found.differences) == 1
     assert found.lines()[0] == f"different: {found.differences[0]}"
+
+
+def test_a_report_that_does_not_tell_the_seconds_can_be_compared():
+    assert compared(report(), spoiled("method", "seconds", to=None)).differences == ()
 
 
 def test_a_difference_that_all_rows_share_is_told_once():

@@ -12,8 +12,10 @@ from reports import make
 from maseRT.report.figures.calibration import MOST_BARS, histograms
 from maseRT.report.figures.confusion import confusion
 from maseRT.report.figures.learning import learning
+from maseRT.report.figures.metric import padded_range
 from maseRT.report.figures.page import page_figures
 from maseRT.report.figures.precision import precision_strip
+from maseRT.report.figures.style import log_axis
 from maseRT.report.figures.throughput import throughput
 from maseRT.report.figures.trade_offs import pareto, trade_offs
 from maseRT.report.schema import HistogramStrip
@@ -50,6 +52,42 @@ def test_the_trade_off_has_a_point_for_every_timed_row():
     (engine,) = (trace for trace in energy.data if trace["name"] == "tensorrt-int8")
     assert engine["x"] == [pytest.approx(2.251)]
     assert engine["error_x"]["array"] == [pytest.approx(2.251 * 0.02)]
+
+
+def test_ticks_of_a_logarithmic_axis_are_labelled_in_full():
+    axis = log_axis("ms", [0.026, 0.32])
+    told = dict(zip(axis["tickvals"], axis["ticktext"], strict=True))
+    assert [told[each] for each in told if 0.015 < each < 0.6] == ["0.02", "0.05", "0.1", "0.2", "0.5"]
+    wide = log_axis("samples/s", [900.0, 3e6])
+    assert [text for tick, text in zip(wide["tickvals"], wide["ticktext"], strict=True) if 1e3 <= tick <= 1e6] == [
+        "1k", "10k", "100k", "1M",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [[1e-310, 1e308], [5e-324, 5e-324], []])
+def test_a_logarithmic_axis_survives_what_somebody_wrote_into_a_report(values):
+    assert log_axis("ms", values)["type"] == "log"
+
+
+def test_the_axis_of_the_metric_holds_its_intervals():
+    raw = reports.vgg7()
+    row = next(row for row in raw["rows"] if row["name"] == "onnxruntime-int8")
+    row["difference"]["interval"] = {"low": row["difference"]["value"] - 0.2, "high": row["difference"]["value"] + 0.05}
+    (figure, *_) = trade_offs(make(raw))
+    low, high = figure.layout["yaxis"]["range"]
+    (trace,) = [trace for trace in figure.data if trace["name"] == "onnxruntime-int8"]
+    assert low < trace["y"][0] - trace["error_y"]["arrayminus"][0] == pytest.approx(trace["y"][0] - 20)
+    assert high > trace["y"][0] + trace["error_y"]["array"][0] == pytest.approx(trace["y"][0] + 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"), [([11.0, 97.7], (0, 100)), ([50.0, 100.0], (32.5, 100)), ([97.0, 97.4], (96.5, 97.9))]
+)
+def test_an_axis_of_shares_ends_where_shares_do(values, ends):
+    low, high = padded_range(values, percentage=True)
+    room = 0.05 * (max(values) - min(values))
+    assert ends[0] - room < low <= ends[0] < ends[1] <= high < ends[1] + room
+    assert low < min(values) < max(values) < high
 
 
 def test_the_front_holds_what_nothing_beats_in_both():

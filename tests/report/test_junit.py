@@ -74,6 +74,17 @@ def test_rows_carry_their_time_and_those_that_did_not_run_are_skipped():
     assert found.get("skipped") == "1"
 
 
+def test_what_strict_ends_with_fails():
+    warning = Finding(check="variation", severity="warning", row="torch-fp32", message="varies by 20 %")
+    written = made(findings=[warning])
+    assert suite(junit_xml(written, warnings_fail=True), "rows").get("failures") == "0"
+    text = junit_xml(written, warnings_fail=True, missing_fail=True)
+    assert [case.find("failure").text for case in suite(text, "audit")] == ["varies by 20 %"]
+    (missing,) = [case for case in suite(text, "rows") if case.find("failure") is not None]
+    assert (missing.get("name"), missing.find("failure").text) == ("tensorrt-int8", "no NVIDIA driver here")
+    assert parsed(text).get("failures") == "2"
+
+
 def test_the_sums_of_the_root_are_those_of_its_suites():
     root = parsed(junit_xml(made(gates=[gate(passed=False)], findings=[error()])))
     assert root.tag == "testsuites"

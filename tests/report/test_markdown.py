@@ -4,6 +4,8 @@ import pytest
 import reports
 from reports import make
 
+from maseRT.report.drift import falls
+from maseRT.report.html import html
 from maseRT.report.markdown import console_table, markdown, markdown_table
 
 
@@ -55,6 +57,12 @@ def test_all_rows_of_the_console_are_as_long_as_its_header():
         assert len({len(row) for row in console_table(make(raw))}) == 1
 
 
+def test_a_table_without_figures_is_no_table():
+    raw = reports.nothing_ran()
+    raw["rows"] = [{**row, "size_bytes": 0} for row in raw["rows"] if row.get("not_run")]
+    assert console_table(make(raw)) == []
+
+
 def test_a_pull_request_gets_what_matters_first():
     text = markdown(make(reports.vgg7()))
     parts = ["**TensorRT INT8 is", "## Gates", "## What the self-audit found", "| what |", "## Drift", "## Not run"]
@@ -65,6 +73,29 @@ def test_a_pull_request_gets_what_matters_first():
     assert "0.360 (0.359–0.362)" in text
     assert "part at feature_layers.6 (SQNR 19.2 dB, the first after feature_layers.3)" in text
     assert "- analyze.drift.accuracy_drop = 0.02" in text
+
+
+def test_a_step_of_the_ladder_that_falls_says_which_limits_it_misses():
+    report = make(reports.vgg7())
+    (fallen,) = [rung for rung in report.drift if not rung.holds]
+    parted = "their outputs part at feature_layers.6 (SQNR 19.2 dB, the first after feature_layers.3)"
+    (told,) = falls(report)
+    assert told.startswith(f"{fallen.source} -> {fallen.target} falls; {parted}")
+    spoiled = fallen.model_copy(update={"short": ["a < b", "c"]})
+    report = report.model_copy(update={"drift": [spoiled, *[rung for rung in report.drift if rung.holds]]})
+    (told,) = falls(report)
+    assert told.startswith(f"{fallen.source} -> {fallen.target} falls: a < b; c; {parted}")
+    assert "falls: a &lt; b; c;" in markdown(report)
+    assert "falls: a &lt; b; c;" in html(report)
+
+
+def test_how_often_a_batch_was_timed_is_told_as_what_it_is_a_least():
+    raw = reports.vgg7()
+    assert "- timed: 400 calls in 20 rounds" in markdown(make(raw))
+    for row in raw["rows"]:
+        if row.get("method"):
+            row["method"]["seconds"] = 0.5
+    assert "- timed: at least 400 calls and 0.5 s on the clock, in 20 rounds" in markdown(make(raw))
 
 
 def test_sections_without_data_are_left_out():

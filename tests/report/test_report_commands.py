@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -134,14 +135,15 @@ def test_an_error_ends_the_audit_with_5(run_folder, tmp_path):
     assert "error" in {finding["severity"] for finding in found["findings"]}
 
 
-def test_a_warning_ends_the_audit_with_5_only_when_strict(run_folder):
+def test_a_warning_ends_the_audit_with_5_only_when_strict(run_folder, tmp_path):
     folder = run_folder(spoil=busy)
     found = json.loads(invoke("audit", folder, "--json").stdout)
     severities = {finding["severity"] for finding in found["findings"]}
     assert "warning" in severities
     if severities == {"warning"}:
         assert invoke("audit", folder).exit_code == 0
-    assert invoke("audit", folder, "--strict").exit_code == ExitCode.CHECK
+    assert invoke("audit", folder, "--strict", "--junit", tmp_path / "junit.xml").exit_code == ExitCode.CHECK
+    assert list(ElementTree.parse(tmp_path / "junit.xml").iter("failure"))
 
 
 def test_compare_puts_runs_side_by_side(run_folder):
@@ -150,6 +152,17 @@ def test_compare_puts_runs_side_by_side(run_folder):
     assert result.exit_code == 0, result.output
     assert "two" in result.stdout
     assert invoke("compare", one).exit_code == ExitCode.USAGE
+
+
+def test_runs_of_one_name_are_told_apart_by_what_differs_in_their_paths(run_folder, tmp_path):
+    folder = run_folder("one")
+    for place in ("before/a", "after"):
+        shutil.copytree(folder, tmp_path / place / "out" / "one")
+    runs = tmp_path / "before/a/out/one", tmp_path / "after/out/one", run_folder("two")
+    found = json.loads(invoke("compare", *runs, "--json").stdout)
+    assert found["runs"] == ["one (before/a)", "one (after)", "two"]
+    found = json.loads(invoke("compare", runs[0], runs[0], "--json").stdout)
+    assert found["runs"] == ["one (1)", "one (2)"]
 
 
 def test_compare_refuses_different_methods_unless_told(run_folder):

@@ -42,6 +42,14 @@ def test_what_the_interval_does_not_tell_apart_is_no_difference():
     assert "PyTorch FP32, and none in accuracy" in said
 
 
+def test_the_float_row_that_is_the_baseline_is_told_once():
+    raw = reports.digits()
+    raw["rows"] = [row for row in raw["rows"] if row["runtime"] != "torch"]
+    report = make(raw, baseline="onnxruntime-fp32")
+    assert verdict(report).count("than ONNX Runtime FP32") == 1
+    assert "PyTorch" not in verdict(report)
+
+
 def test_an_engine_that_nobody_asked_for_is_not_missed():
     assert "; the engine did not run here" in verdict(make(reports.digits()))
     raw = changed(reports.digits(), "tensorrt-rtx-int8", size_bytes=0, not_run="the config has no [build-engine]")

@@ -6,9 +6,11 @@ from maseRT.report.schema import Interval
 from maseRT.report.wording import (
     change_interval,
     duration,
+    is_share,
     measured,
     metric_change,
     metric_value,
+    moment,
     names,
     percent,
     significant,
@@ -20,8 +22,8 @@ from maseRT.report.wording import (
     ("value", "text"),
     [
         (1.23456, "1.23"), (0.0012345, "0.00123"), (123.4, "123"), (23392.4, "23,392"), (0, "0"), (-1.5, "−1.50"),
-        (9.996, "10.0"), (0.09996, "0.100"), (999.6, "1,000"), (3.1e-7, "3.10e-07"), (float("nan"), "not a number"),
-        (float("inf"), "infinite"),
+        (9.996, "10.0"), (0.09996, "0.100"), (999.6, "1,000"), (3.1e-7, "3.10e-07"), (-3.1e-7, "−3.10e-07"),
+        (float("nan"), "not a number"), (float("inf"), "infinite"),
     ],
 )  # fmt: skip
 def test_three_digits_are_shown(value, text):
@@ -45,10 +47,12 @@ def test_shares_are_percent_and_points_and_other_metrics_are_not():
     assert change_interval("accuracy", Interval(low=-0.015, high=0.004), 270) == "−1.5 to +0.4"
 
 
-def test_only_all_is_100_percent():
+def test_only_all_is_100_percent_and_only_nothing_0():
     assert percent(1.0, 2) == "100.00 %"
     assert percent(0.999999, 2) == "99.99 %"
     assert percent(0.5) == "50.0 %"
+    assert percent(1e-6, 2) == "under 0.01 %"
+    assert percent(0.0) == "0.0 %"
 
 
 def test_sizes_and_durations_have_the_unit_that_fits():
@@ -65,3 +69,16 @@ def test_names_read_as_a_sentence():
     assert names(["a", "b"]) == "a and b"
     assert names(["a", "b", "c", "d"]) == "a, b and 2 more"
     assert names([]) == ""
+
+
+def test_metrics_between_0_and_1_are_told_by_their_names():
+    names = ("accuracy", "top5", "top-1", "f1_macro", "mean_iou", "exact_match", "average_precision", "mAP")
+    assert [name for name in names if not is_share(name)] == []
+    names = ("perplexity", "rmse", "topology", "mean_average_error", "accuracy_loss", "r2", "mapping", "5")
+    assert [name for name in names if is_share(name)] == []
+
+
+def test_a_moment_is_told_in_utc_to_the_minute():
+    assert moment("2026-01-31T18:25:19+00:00") == "2026-01-31 18:25 UTC"
+    assert moment("2026-01-31T18:25:19+02:00") == "2026-01-31 16:25 UTC"
+    assert moment("yesterday") == "yesterday"

@@ -9,6 +9,7 @@ import pytest
 
 from maseRT import energy
 from maseRT.checkpoints import load_tensors, save_tensors
+from maseRT.errors import UsageError
 from maseRT.hardware import cpu
 from maseRT.report.files import load_report
 from maseRT.runtimes.onnxruntime import OnnxRuntime
@@ -32,6 +33,9 @@ def test_rows_in_processes_of_their_own_answer_as_rows_in_this_one(finished):
     for row in report.ran():
         assert row.metrics == before[row.name].metrics
         assert row.method.isolated == (row.role != "simulated")
+        if row.memory:
+            assert row.memory.host_mb > 1
+            assert before[row.name].memory.host_mb is None  # rows of one process take what others freed
         assert report.samples.evaluated == row.metrics.samples == 270
 
 
@@ -64,6 +68,15 @@ def test_a_limit_on_batches_is_told(finished):
     assert (samples.evaluated, samples.available) == (128, 270)
 
 
+def test_a_step_of_the_drift_ladder_that_falls_is_told_on_the_console(finished):
+    outcome = finished.single("analyze", "analyze.drift.sqnr_db=100")
+    told = [line for line in outcome.remarks if line.startswith("drift: ")]
+    assert [line.split(" falls: ")[0] for line in told] == [
+        f"drift: {rung.source} -> {rung.target}" for rung in _report(finished).drift
+    ]
+    assert all(" dB, below 100; their outputs part at " in line for line in told)
+
+
 def test_new_gates_judge_the_old_measurement(finished):
     outcome = finished.single("analyze", DROP)
     assert [gate["passed"] for gate in outcome.summary["gates"]] == [True]
@@ -81,6 +94,12 @@ def test_new_gates_judge_the_old_measurement(finished):
     assert report.config["gate"] == {"max_accuracy_drop": 0.1, "max_latency_ms": 1e-6}
     assert "max_latency_ms" in finished.workspace.report_markdown.read_text()
     assert finished.single("analyze", DROP, IMPOSSIBLE).status == "cached"
+
+
+def test_a_row_that_there_will_not_be_is_told_before_anything_is_measured(finished, monkeypatch):
+    monkeypatch.setattr(local.LocalWorker, "open", lambda worker: pytest.fail("opened"))
+    with pytest.raises(UsageError, match="no row 'onnxruntime-int4'"):
+        finished.single("analyze", "analyze.iterations=4", "gate.row='onnxruntime-int4'")
 
 
 def test_energy_is_of_visits_to_each_row_and_the_audit_agrees(finished, monkeypatch):

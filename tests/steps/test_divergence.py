@@ -292,10 +292,6 @@ def test_builds_are_bounded(trained, tmp_path: Path) -> None:
     assert "were not read" in found.note
 
 
-def scores(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return (outputs.argmax(1) == targets).astype(np.float64)
-
-
 def outputs_of(reader: LayerReader, samples: np.ndarray) -> np.ndarray:
     with reader.reading(()) as read:
         parts = [read(samples[start : start + 6]) for start in range(0, len(samples), 6)]
@@ -304,7 +300,8 @@ def outputs_of(reader: LayerReader, samples: np.ndarray) -> np.ndarray:
 
 def climbed(readers: dict[str, LayerReader], case: Trained, limits: DriftLimits):
     outputs = {name: outputs_of(reader, case.samples) for name, reader in readers.items()}
-    return ladder(outputs, case.labels, list(readers), scores, limits)
+    accuracies = {name: float((each.argmax(1) == case.labels).mean()) for name, each in outputs.items()}
+    return ladder(outputs, accuracies, list(readers), limits)
 
 
 def test_the_whole_ladder_with_a_broken_rung(trained, tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from projects import CONFIG, Project, new_project
 
+from maseRT.energy import Energy
 from maseRT.errors import ExitCode
 from maseRT.interrupts import listening
 from maseRT.records import read_record, sha256
 from maseRT.report.files import load_report
 from maseRT.steps import build_engine, export, measuring, onnxruntime, showing
-from maseRT.steps.answers import Answers
+from maseRT.steps.answers import Answers, prune
 from maseRT.workers.local import LocalWorker
 
 WITH_MODES = '\n[onnxruntime]\nmodes = ["optimized", "dynamic"]\ndevice = "cpu"\nbatches = 1\n'
@@ -127,6 +128,29 @@ def test_latency_is_kept_batch_size_by_batch_size(finished, monkeypatch):
     assert [len(arguments[1]) for arguments in timed] == [8, 1, 8]
 
 
+def test_energy_is_kept(finished, monkeypatch):
+    power = {"source": "a counter", "device": "a CPU", "seconds": 2.0, "samples": 512, "watts": 9.0, "idle_watts": 4.0}
+    unknown = ("watts", "idle_watts", "joules", "net_joules")
+    ends = {f"{name}_{end}": None for name in unknown for end in ("low", "high")}
+    joules = {"joules_per_sample": 9 * 2 / 512, "net_joules_per_sample": 5 * 2 / 512}
+    found = Energy(**power, **ends, **joules, visits=4)
+    monkeypatch.setattr(measuring, "measure_energies", lambda workers, *args, **rest: dict.fromkeys(workers, found))
+    with monkeypatch.context() as patch:
+        calls(patch, measuring, "measure_energies", press_in=1)
+        told = interrupted(lambda: finished.single("analyze", force=True))
+    assert told == ["finishing energy; Ctrl-C again stops at once"]
+    measured = calls(monkeypatch, measuring, "measure_energies")
+    finished.single("analyze")
+    assert measured == []
+    report = load_report(finished.workspace.root)
+    for row in report.rows:
+        assert (row.energy and row.energy.joules_per_sample) == (9 * 2 / 512 if row.timings else None)
+    assert report.sections[0].values["energy"]
+    assert report.sections[0].lines[-1].startswith("- energy: measured before an interruption, until 20")
+    finished.single("analyze", force=True)
+    assert len(measured) == 1
+
+
 def test_twice_stops_at_once_and_keeps_what_was_finished(finished, monkeypatch):
     with monkeypatch.context() as patch:
         inferred = calls(patch, LocalWorker, "infer", press_in=7, times=2)
@@ -195,6 +219,22 @@ def test_what_a_kill_left_behind_the_last_batch_is_cut_off(tmp_path):
     with open(tmp_path / "row", "r+b") as file:
         file.truncate(9)
     assert Answers(tmp_path / "row", {"files": "a"}).kept == 0
+
+
+def test_a_finished_analysis_keeps_the_answers_of_its_rows_up_to_a_limit(tmp_path):
+    for name, count in (("small", 1), ("large", 9), ("gone", 1), ("not here", 2)):
+        kept(tmp_path / name, [[1, 2]] * count)
+    (tmp_path / "half").write_bytes(b"of a row that was killed")
+    prune(tmp_path, ["small", "large", "not here"], most_bytes=40)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["not here", "not here.json", "small", "small.json"]
+    assert Answers(tmp_path / "small", {"files": "a"}).kept == 1
+    prune(tmp_path / "none", [])
+
+
+def test_answers_of_a_row_that_is_gone_go_too(finished):
+    finished.single("analyze", "analyze.runtimes=['torch']")
+    assert not [path for path in finished.workspace.answers.iterdir() if path.name.startswith("onnxruntime")]
+    assert (finished.workspace.answers / "torch-fp32.json").exists()
 
 
 def test_answers_to_other_samples_are_asked_for_again(finished, monkeypatch, caplog):

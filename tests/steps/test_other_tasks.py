@@ -134,6 +134,10 @@ def measured(project):
     report = read(project.workspace.report)
     assert len(report["rows"]) >= 5
     assert all(row["agreement"]["label_agreement"] is None for row in report["rows"][1:])
+    assert [finding for finding in report["findings"] if finding["severity"] == "error"] == []
+    for row in report["rows"][1:]:
+        interval = row["difference"]["interval"]
+        assert interval["low"] <= row["difference"]["value"] <= interval["high"]
     return report["task"], {row["name"]: row["metrics"] for row in report["rows"]}
 
 

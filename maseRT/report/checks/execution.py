@@ -11,7 +11,7 @@ from maseRT.report.schema import Method, Provider, Report, Row
 _MUST_BE_SAME = ("transfers", "isolated", "warmup", "batch_sizes")
 _OWN_FORMS = ("qdq", "static", "dynamic")
 _QDQ_HINT = '[onnxruntime] modes = ["qdq"] makes the form whose pairs kernels absorb'
-_SHOULD_BE_SAME = ("iterations", "rounds", "hardware")
+_SHOULD_BE_SAME = ("iterations", "seconds", "rounds", "hardware")
 
 
 def provider(report: Report) -> Iterator[Told]:

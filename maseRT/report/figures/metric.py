@@ -34,4 +34,7 @@ def padded_range(values: Sequence[float], *, percentage: bool) -> list[float]:
     """Return an axis range around finite values, wide enough that small differences look small."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = max(0.35 * (high - low), 0.5 if percentage else 0.02 * max(abs(low), abs(high)), 1e-9)
-    return [low - room, min(high + room, 100.4) if percentage else high + room]
+    if not percentage:
+        return [low - room, high + room]
+    beyond = max(0.4, 0.04 * (high - low))  # for markers at the ends of what a share can be
+    return [max(low - room, -beyond), min(high + room, 100 + beyond)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -9,6 +11,12 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "cross", "hexag
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 LEVELS = ("int8", "fp8", "fp16", "bf16", "fp32", "mixed", "unknown")
 """Precisions that have a colour, each in a CSS variable of its own name: "var(--int8)"."""
+
+_WIDE = 200
+"""Ratio of the ends of a logarithmic axis from which on powers of ten are ticks enough."""
+
+_MOST = 300
+"""A power of ten that a float can hold."""
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
@@ -23,6 +31,25 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
         "fixedrange": False,
         **more,
     }
+
+
+def log_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return a logarithmic axis for positive values whose ticks are labelled in full.
+
+    Plotly labels those between the powers of ten by their first digit: 0.02 and 0.2 are both "2".
+    """
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    digits = (1, 2, 5) if high < _WIDE * low else (1,)
+    powers = range(max(math.floor(math.log10(low)) - 1, -_MOST), min(math.ceil(math.log10(high)) + 2, _MOST))
+    ticks = [digit * 10.0**power for power in powers for digit in digits]
+    return axis(title, type="log", tickvals=ticks, ticktext=[_short(tick) for tick in ticks])
+
+
+def _short(tick: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if tick >= 0.99 * factor:
+            return f"{tick / factor:g}{unit}"
+    return f"{tick:g}"
 
 
 def layout(**more: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maseRT.report.figures.figure import Figure
-from maseRT.report.figures.style import DASHES, SYMBOLS, axis, escaped, layout, line_colour
+from maseRT.report.figures.style import DASHES, SYMBOLS, axis, escaped, layout, line_colour, log_axis
 from maseRT.report.schema import Report
 from maseRT.report.wording import significant
 
@@ -39,7 +39,9 @@ def throughput(report: Report) -> Figure | None:
         data=traces,
         layout=layout(
             xaxis=axis("batch size", type="log", tickvals=batches, ticktext=[str(batch) for batch in batches]),
-            yaxis=axis("samples per second", type="log", dtick="D2", exponentformat="SI"),
+            yaxis=log_axis(
+                "samples per second", [each.throughput for row in rows for each in row.timings if each.throughput > 0]
+            ),
         ),
         height=340,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from maseRT.report.estimates import millijoules
 from maseRT.report.figures.figure import Figure, Trace
 from maseRT.report.figures.metric import metric_axis, metric_heading, scaled
-from maseRT.report.figures.style import SYMBOLS, axis, escaped, layout, level_of
+from maseRT.report.figures.style import SYMBOLS, axis, escaped, layout, level_of, log_axis
 from maseRT.report.schema import Interval, Report, Row, Task
 from maseRT.report.wording import metric_name, metric_of, metric_value, significant
 
@@ -90,7 +90,6 @@ def _trade_off(report: Report, points: Sequence[_Point], *, kind: str, title: st
     ]
     costs = [point.cost for point in points]
     wide = min(costs) > 0 and max(costs) > 8 * min(costs)
-    scale = {"type": "log", "dtick": "D2"} if wide else {"type": "linear", "rangemode": "tozero"}
     facts = "; ".join(f"{point.row.name} {significant(point.cost)} {unit}, {point.words}" for point in points)
     best = ", ".join(point.row.name for point in front)
     return Figure(
@@ -99,8 +98,8 @@ def _trade_off(report: Report, points: Sequence[_Point], *, kind: str, title: st
         alt=f"{facts}. No other row is better in both than: {best}.",
         data=[_front_line(front), *markers],
         layout=layout(
-            xaxis=axis(title, **scale),
-            yaxis=metric_axis(report.task, [point.metric for point in points]),
+            xaxis=log_axis(title, costs) if wide else axis(title, type="linear", rangemode="tozero"),
+            yaxis=metric_axis(report.task, [end for point in points for end in _metric_ends(point, report.task)]),
         ),
         height=360 + 11 * len(points),
     )
@@ -142,11 +141,21 @@ def _marker(report: Report, point: _Point, *, symbol: str, unit: str) -> Trace:
     }
     if interval is not None:
         trace["error_x"] = _error_bar(interval.high - point.cost, point.cost - interval.low)
-    change = row.difference
-    if change is not None and change.interval is not None and change.metric == report.task.primary:
-        up, down = change.interval.high - change.value, change.value - change.interval.low
-        trace["error_y"] = _error_bar(scaled(up, report.task), scaled(down, report.task))
+    low, high = _metric_ends(point, report.task)
+    if low < high:
+        trace["error_y"] = _error_bar(high - point.metric, point.metric - low)
     return trace
+
+
+def _metric_ends(point: _Point, task: Task) -> tuple[float, float]:
+    """Return the ends of a row's upright bar, the 95 % interval of its change; the point itself where it has none."""
+    change = point.row.difference
+    if change is None or change.interval is None or change.metric != task.primary:
+        return point.metric, point.metric
+    down, up = change.interval.low - change.value, change.interval.high - change.value
+    if not math.isfinite(up - down):  # the baseline diverged
+        return point.metric, point.metric
+    return point.metric + min(scaled(down, task), 0.0), point.metric + max(scaled(up, task), 0.0)
 
 
 def _error_bar(up: float, down: float) -> dict[str, Any]:
