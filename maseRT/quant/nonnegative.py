@@ -61,11 +61,11 @@ def _makes(node: Node) -> bool:
     if node.op in _SOURCE_OPERATIONS:
         return True
     if node.op == "clamp":
-        return _at_least_zero(_argument(node, 1, "min"))
+        return _at_least_zero(node.argument(1, "min"))
     if node.op == "clamp_min":
-        return _at_least_zero(_argument(node, 1, "min"))
+        return _at_least_zero(node.argument(1, "min"))
     if node.op == "hardtanh":
-        return _at_least_zero(_argument(node, 1, "min_val"))
+        return _at_least_zero(node.argument(1, "min_val"))
     return False
 
 
@@ -82,7 +82,7 @@ def _keeps(node: Node) -> bool:
     if node.kind is not Kind.OPERATION:
         return False
     if node.op == "interpolate":
-        return bool(_argument(node, 3, "mode") != "bicubic")
+        return bool(node.argument(3, "mode") != "bicubic")
     if node.op in ("add", "mul"):
         return all(value >= 0 for value in _numbers(node))
     return node.passes or node.op in _KEEPING_OPERATIONS
@@ -93,11 +93,6 @@ def _reads_only(node: Node, found: set[int]) -> bool:
     if node.passes:  # the other operands are indices
         sources = sources[:1]
     return bool(sources) and all(source in found for source in sources)
-
-
-def _argument(node: Node, position: int, name: str) -> Any:
-    args, kwargs = node.constants
-    return args[position] if len(args) > position else kwargs.get(name)
 
 
 def _numbers(node: Node) -> list[float]:

@@ -163,7 +163,7 @@ class _Planner:
                 *_unlisted_batchnorms({name: unfolded[name] for name in unfolded.keys() - choices.keys()}),
                 *_unmerged(self._model, unfolded),
                 *_with_stored_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
-                *self._without_kernel(layers),
+                *self._int8_without_kernel(layers),
                 *self._fp32_against_rules(),
                 *self._shadowed_rules(),
                 *self._without_int8(layers),
@@ -205,8 +205,8 @@ class _Planner:
     def _computing_in_fp32(self, example: Tensor) -> dict[str, str]:
         """Return the layers and operations that compute in FP32 even where they are given half precision, and why."""
         layers = layers_in_fp32(self._model, self._modules, self._calls, example)
-        reasons = {operation.name: operation_in_fp32(operation.op) for operation in self._operations}
-        return layers | {name: reason for name, reason in reasons.items() if reason is not None}
+        operations = (n for n in (self._graph.nodes if self._graph is not None else ()) if n.kind is Kind.OPERATION)
+        return layers | {n.name: reason for n in operations if (reason := operation_in_fp32(n)) is not None}
 
     def _only_fp32(self, name: str, asked: Precision) -> str | None:
         """Say why a layer or operation is FP32 where another float precision is asked for, or None."""
@@ -236,11 +236,15 @@ class _Planner:
             for (asked, reason), found in names.items()
         ]
 
-    def _without_kernel(self, layers: Iterable[LayerPlan]) -> list[str]:
+    def _without_kernel(self, name: str) -> str | None:
+        """Say what comes of it that TensorRT has no INT8 kernel for a pool; None where it has, or for another layer."""
+        return without_kernel(self._modules[name], [call.shapes for call in self._calls.get(name, ())])
+
+    def _int8_without_kernel(self, layers: Iterable[LayerPlan]) -> list[str]:
         """Say which INT8 layers, as a rule or a checkpoint asks for, TensorRT has no INT8 kernel for."""
         names: dict[str, list[str]] = {}
         for layer in layers:
-            reason = without_kernel(self._modules[layer.name])
+            reason = self._without_kernel(layer.name)
             if reason is not None and layer.precision is Precision.INT8:
                 names.setdefault(reason, []).append(layer.name)
         return [f"{shortened(found)}: INT8 as asked, but {reason}" for reason, found in names.items()]
@@ -289,7 +293,7 @@ class _Planner:
             return "INT8 would unroll it over time; a rule that names it or its type asks for that"
         if self._is_table(layer.name) and not by_name:
             return "a table to look up: INT8 makes it smaller, not faster; a rule that names it or its type asks for it"
-        kernel = without_kernel(module)
+        kernel = self._without_kernel(layer.name)
         if kernel is not None and not by_name:
             return f"{kernel}; a rule that names it or its type makes it INT8 all the same"
         if self._is_table(layer.name) and self._feeds_recurrent(layer.name):
@@ -318,7 +322,7 @@ class _Planner:
         return any(isinstance(reader.module, RECURRENT) for found in readers for reader, _ in found)
 
     def _is_free_pool(self, name: str, module: nn.Module) -> bool:
-        if not isinstance(module, POOLS) or self._refusal(module) is not None or without_kernel(module) is not None:
+        if not isinstance(module, POOLS) or (self._refusal(module) or self._without_kernel(name)) is not None:
             return False
         return len(self._calls.get(name, [])) == 1
 

@@ -115,6 +115,16 @@ class Node:
         return self.reshapes or (self.kind is Kind.OPERATION and self.op in SELECTING)
 
     @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of its first operand and of its first result."""
+        return self.operands[0].shape, self.shape
+
+    def argument(self, position: int, name: str) -> Any:
+        """Return an argument of an operation that is no tensor; None where it is not given."""
+        args, kwargs = self.constants
+        return args[position] if len(args) > position else kwargs.get(name)
+
+    @property
     def signature(self) -> tuple[object, ...]:
         """What must be the same in every recording of a model without data-dependent control flow."""
         return self.kind, self.name, self.op, self.ordinal, tuple(operand.source for operand in self.operands)

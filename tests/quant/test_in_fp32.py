@@ -219,13 +219,32 @@ def test_a_rule_that_asks_for_half_precision_gets_a_note(layer: nn.Module) -> No
     assert note.startswith("layers.0: fp32, although a rule asks for fp16: ")
 
 
-def test_the_function_is_fp32_in_modules_that_hold_layers() -> None:
+@pytest.mark.parametrize(
+    ("function", "precision"),
+    [
+        (lambda x: F.rms_norm(x, (16,)), FP32),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), FP32),
+        (lambda x: F.interpolate(x, None, 2, "linear"), FP16),
+        (lambda x: F.adaptive_avg_pool1d(x, 5), FP32),
+        (lambda x: F.adaptive_avg_pool1d(x, 8), FP16),
+    ],
+)
+def test_functions_too_in_modules_that_hold_layers(
+    function: Callable[[Tensor], Tensor], precision: Precision, tmp_path: Path
+) -> None:
     class Block(Around):
         def forward(self, x: Tensor) -> Tensor:
-            return self.layers[0](F.rms_norm(self.first(x), (16,)) + 1.0)
+            return self.layers[0](function(self.first(x)) + 1.0)
 
-    plan = planned(Block(nn.ReLU()), precision="fp16")
-    assert {operation.op: operation.precision for operation in plan.operations} == {"rms_norm": FP32, "add": FP16}
+    torch.manual_seed(0)
+    net = Block(nn.ReLU())
+    plan = planned(net, precision="fp16")
+    assert [operation.precision for operation in plan.operations] == [precision, FP16]
+    path = exported(calibrated(net, plan), tmp_path / "model.onnx")
+    x = batch(net)
+    with torch.no_grad():
+        wanted = net(x)
+    assert (in_onnxruntime(path, x, optimize=False) - wanted).abs().max() < 3e-3 * wanted.abs().max()
 
 
 def test_trying_a_layer_out_leaves_it_as_it_is() -> None:
