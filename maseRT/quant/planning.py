@@ -22,7 +22,7 @@ from maseRT.quant.inventory import calls_of, layers_of, operations_of
 from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
 from maseRT.quant.overflow import keep_in_fp32, weights_beyond_half
-from maseRT.quant.own_code import computes_weights
+from maseRT.quant.own_code import ALL_PRODUCTS, computes_weights
 from maseRT.quant.placement import (
     RECURRENT,
     Placement,
@@ -107,6 +107,10 @@ _LOST = (
 )
 
 
+def _multiplies_with_constant(product: Node) -> bool:
+    return any(operand.source is None and len(operand.shape) > 1 for operand in product.operands[:2])
+
+
 @dataclass(frozen=True)
 class _Choice:
     """What a layer gets, and why."""
@@ -166,6 +170,7 @@ class _Planner:
                 *self._int8_without_kernel(layers),
                 *self._fp32_against_rules(),
                 *self._shadowed_rules(),
+                *self._products_without_layers(),
                 *self._without_int8(layers),
             ),
         )
@@ -248,6 +253,23 @@ class _Planner:
             if reason is not None and layer.precision is Precision.INT8:
                 names.setdefault(reason, []).append(layer.name)
         return [f"{shortened(found)}: INT8 as asked, but {reason}" for reason, found in names.items()]
+
+    def _products_without_layers(self) -> list[str]:
+        """Say which products with weights stay float because no layer of the plan makes them."""
+        if self._section.precision is not Precision.INT8 or self._graph is None:
+            return []
+        listed = {operation.name for operation in self._operations}
+        found = {
+            node.name: None
+            for node in self._graph.nodes
+            if node.name in listed and node.op in ALL_PRODUCTS and _multiplies_with_constant(node)
+        }
+        if not found:
+            return []
+        return [
+            f"{shortened(list(found))}: stays float, since it multiplies with a weight itself; INT8 takes a layer "
+            "(nn.Linear, nn.Conv2d, ...) that does"
+        ]
 
     def _without_int8(self, layers: Iterable[LayerPlan]) -> list[str]:
         asked = self._section.precision is Precision.INT8
