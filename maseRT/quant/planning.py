@@ -16,6 +16,7 @@ from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
 from maseRT.quant.calibrators import shortened
+from maseRT.quant.cast_up import cast_up
 from maseRT.quant.foldable import find_folds, folds_in_sequentials, nodes_of_folded
 from maseRT.quant.in_fp32 import layers_in_fp32, operation_in_fp32
 from maseRT.quant.inventory import calls_of, layers_of, operations_of
@@ -139,6 +140,7 @@ class _Planner:
         self._check_rules()
         asked = {self._region, section.precision, *(rule.precision for rule in section.rules)}
         self._in_fp32 = self._computing_in_fp32(example) if asked & _HALVES else {}
+        self._cast_up = self._casting_up(example) if asked & _HALVES else frozenset()
 
     def plan(self, model_name: str, example: Tensor, notes: list[str]) -> Plan:
         """Put the decisions together."""
@@ -213,9 +215,19 @@ class _Planner:
         operations = (n for n in (self._graph.nodes if self._graph is not None else ()) if n.kind is Kind.OPERATION)
         return layers | {n.name: reason for n in operations if (reason := operation_in_fp32(n)) is not None}
 
+    def _casting_up(self, example: Tensor) -> frozenset[str]:
+        """Return the layers and operations that the model's code has compute in FP32, unless a rule says otherwise."""
+        weighted = {layer.name for layer in self._layers if layer.weighted}
+        told = {name for name, index in self._matches.items() if self._section.rules[index].precision.is_float}
+        return cast_up(self._model, self._modules, weighted=weighted, example=example) - told
+
     def _only_fp32(self, name: str, asked: Precision) -> str | None:
         """Say why a layer or operation is FP32 where another float precision is asked for, or None."""
-        return (self._in_fp32.get(name) if asked in _HALVES else None) or self._cannot(name, asked)
+        if asked in _HALVES and name in self._in_fp32:
+            return self._in_fp32[name]
+        if asked in _HALVES and name in self._cast_up:
+            return "the code around it casts to FP32"
+        return self._cannot(name, asked)
 
     def _float_for(self, name: str, asked: Precision) -> Precision:
         """Return a float precision, or FP32 in its place where a layer or operation cannot have it."""
