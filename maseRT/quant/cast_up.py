@@ -85,7 +85,7 @@ class _HalfRun(Walker):
     def on_operation(self, call: Call) -> Any:
         if not any(id(tensor) in self._computed for tensor in call.inputs):
             return call.run()
-        result = self._noted(self._run(call))
+        result = self._noted(as_type(self._run(call), torch.float16) if _complex(call.inputs) else self._run(call))
         if call.op not in RESHAPING and call.op not in SELECTING and _in_fp32(tensors_in(result)):
             self.found.add(joined(call.frame.name, local_name(call.frame.module, call.op, call.ordinal)))
         return result
@@ -122,6 +122,10 @@ class _HalfRun(Walker):
         """Remember that tensors depend on the input."""
         self._computed |= {id(tensor): tensor for tensor in tensors_in(result)}
         return result
+
+
+def _complex(tensors: list[Tensor]) -> bool:
+    return any(tensor.is_complex() for tensor in tensors)
 
 
 def _in_fp32(tensors: list[Tensor]) -> bool:

@@ -29,7 +29,11 @@ _NEAREST_EXACT = "nearest-exact has an ONNX form in FP32 alone"
 _OWN_CODE = "its own code computes in FP32, whatever its type is"
 _FAILS = "its own code does not run in half precision"
 
-_OPERATIONS = {"rms_norm": _RMS_NORM}
+_COMPLEX = "there are no complex numbers in half precision"
+
+_OPERATIONS = {"rms_norm": _RMS_NORM} | dict.fromkeys(
+    ("stft", "istft", "view_as_complex", "complex", "polar"), _COMPLEX
+)
 _SUMMED_UP = frozenset(("sum", "cumsum", "prod", "var", "std", "var_mean", "std_mean"))
 """Operations that the exporter writes in FP32, as kernels compute them; torch gives their result in half."""
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
@@ -57,6 +61,8 @@ def operation_in_fp32(call: Node) -> str | None:
     """Say why an operation computes in FP32 also where it is given half precision, or None."""
     if call.op == "interpolate" and call.argument(3, "mode") == _EXACT:
         return _NEAREST_EXACT
+    if call.op.startswith("fft_"):
+        return _COMPLEX
     pool = pooling_of(call)
     return _OPERATIONS.get(call.op) if pool is None else _known(pool, [call])
 

@@ -83,7 +83,7 @@ class Node:
         ordinal: for an operation, how many of the same op precede it in one forward of the owner.
         operands: the tensors it reads.
         shape: of its first result.
-        floating: its first result holds floating-point numbers.
+        floating: its first result holds floating-point numbers, or complex ones.
         module: the layer.
         constants: for an operation, its (args, kwargs) with None for tensors.
         called: for a layer, its own forward ran; else its owner's forward multiplied with its weight.
@@ -295,7 +295,7 @@ class _Recorder(Walker):
         if layer is not None and len(read) == 1:
             extra = {"owner": owner, "module": layer, "called": False}
             self._append(Kind.LAYER, self._layers[layer], type(layer).__name__, read, [], result, **extra)
-        elif read and (tensors_in(result) or changed):
+        elif (read and (tensors_in(result) or changed)) or _is_complex(tensors_in(result)):
             constants = pytree.tree_map_only(Tensor, lambda t: None, (call.args, call.kwargs))
             extra = {"owner": owner, "ordinal": call.ordinal, "constants": constants}
             self._append(Kind.OPERATION, joined(owner, name), call.op, operands, changed, result, **extra)
@@ -343,10 +343,14 @@ class _Recorder(Walker):
             self._writers[id(tensor)] = index
             self._alive[id(tensor)] = tensor
         shape = tuple(written[0].shape) if written else ()
-        floating = bool(written) and written[0].is_floating_point()
+        floating = bool(written) and (written[0].is_floating_point() or written[0].is_complex())
         self.graph.nodes.append(
             Node(index, kind, name, op, owner, ordinal, operands, shape, floating, module, constants, called)
         )
+
+
+def _is_complex(tensors: list[Tensor]) -> bool:
+    return any(tensor.is_complex() for tensor in tensors)
 
 
 def _versions(tensors: list[Tensor]) -> dict[int, int]:

@@ -247,6 +247,43 @@ def test_functions_too_in_modules_that_hold_layers(
     assert (in_onnxruntime(path, x, optimize=False) - wanted).abs().max() < 3e-3 * wanted.abs().max()
 
 
+def fourier(net: nn.Module, x: Tensor) -> Tensor:
+    return x + torch.fft.fft2(x).real
+
+
+def filtered(net: nn.Module, x: Tensor) -> Tensor:
+    return torch.fft.irfft(torch.fft.rfft(x, norm="ortho") * torch.view_as_complex(net.filter), n=16, norm="ortho")
+
+
+def rotated(net: nn.Module, x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.polar(torch.ones(8), torch.arange(8.0))).flatten(-2).type_as(x)
+
+
+@pytest.mark.parametrize("function", [fourier, filtered, rotated])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_complex_numbers_are_made_in_fp32(
+    function: Callable[[nn.Module, Tensor], Tensor], precision: str, tmp_path: Path
+) -> None:
+    class Block(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[0](function(self, self.first(x)))
+
+    torch.manual_seed(0)
+    net = Block(nn.LayerNorm(16))
+    net.filter = nn.Parameter(torch.randn(9, 2))
+    x = batch(net)
+    with torch.no_grad():
+        wanted = net(x)
+    plan = planned(net, precision=precision)
+    assert {layer.precision for layer in plan.layers} == {Precision(precision)}
+    path = exported(calibrated(net, plan), tmp_path / "model.onnx")
+    with torch.no_grad():
+        assert (net(x) - wanted).abs().max() < 3e-2 * wanted.abs().max()
+    if precision == "fp16":  # ONNX Runtime has no BF16 kernels on CPUs
+        assert (in_onnxruntime(path, x, optimize=False) - wanted).abs().max() < 3e-3 * wanted.abs().max()
+
+
 def test_trying_a_layer_out_leaves_it_as_it_is() -> None:
     net = Around(Norm(16))
     x = batch(net)
