@@ -284,6 +284,20 @@ def test_complex_numbers_are_made_in_fp32(
         assert (in_onnxruntime(path, x, optimize=False) - wanted).abs().max() < 3e-3 * wanted.abs().max()
 
 
+def test_operations_without_a_bf16_form_are_fp32(tmp_path: Path) -> None:
+    class Block(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layers[0](self.first(x))
+            waves = [torch.tan, torch.atan, torch.sinh, torch.cosh, torch.asinh, torch.sinc, torch.asin, torch.atanh]
+            stacked = torch.hstack([x.sort(-1)[0], *(wave(x) for wave in waves), torch.atan2(x, 2 - x)])
+            return torch.vstack([stacked, torch.dstack([x, x]).flatten(-2).repeat(1, 5, 1).reshape_as(stacked)])
+
+    net = Block(nn.Tanh())
+    plan = planned(net, precision="bf16")
+    assert {operation.op for operation in plan.operations if operation.precision.value == "bf16"} == {"rsub"}
+    exported(calibrated(net, plan), tmp_path / "model.onnx")  # the checker passes it
+
+
 def test_trying_a_layer_out_leaves_it_as_it_is() -> None:
     net = Around(Norm(16))
     x = batch(net)
