@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from maseRT.quant.operations import runs_as
 from maseRT.quant.pooling import POOLS
 from maseRT.quant.trace import Graph, Kind, Node
 
@@ -53,9 +54,11 @@ def nonnegative_nodes(graph: Graph) -> frozenset[int]:
 def _makes(node: Node) -> bool:
     if node.kind is Kind.LAYER:
         module = node.module
+        if module is None or not runs_as(module, (*_SOURCE_LAYERS, nn.Hardtanh, nn.Threshold)):
+            return False
         if isinstance(module, nn.Hardtanh):  # ReLU6 is one
             return bool(module.min_val >= 0)
-        return isinstance(module, _SOURCE_LAYERS) or (isinstance(module, nn.Threshold) and _threshold(module))
+        return not isinstance(module, nn.Threshold) or _threshold(module)
     if node.kind is not Kind.OPERATION:
         return False
     if node.op in _SOURCE_OPERATIONS:
@@ -76,9 +79,9 @@ def _threshold(module: nn.Threshold) -> bool:
 def _keeps(node: Node) -> bool:
     """Nonnegative operands give a nonnegative result."""
     if node.kind is Kind.LAYER:
-        if isinstance(node.module, nn.Upsample):
-            return bool(node.module.mode != "bicubic")
-        return node.reshapes or isinstance(node.module, _KEEPING_LAYERS)
+        if node.module is None or not runs_as(node.module, (*_KEEPING_LAYERS, nn.Upsample)):
+            return node.reshapes
+        return not isinstance(node.module, nn.Upsample) or bool(node.module.mode != "bicubic")
     if node.kind is not Kind.OPERATION:
         return False
     if node.op == "interpolate":

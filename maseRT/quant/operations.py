@@ -77,6 +77,13 @@ def local_name(owner: nn.Module, op: str, index: int) -> str:
     return f"{name}_op" if hasattr(owner, name) else name
 
 
+def runs_as(layer: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer is of one of some types and computes as that does: with no forward of its own."""
+    if "forward" in vars(layer):
+        return False
+    return any(isinstance(layer, each) and type(layer).forward is each.forward for each in types)
+
+
 def joined(owner: str, name: str) -> str:
     """Return the path of something below a module; "" is the model itself."""
     return f"{owner}.{name}" if owner else name

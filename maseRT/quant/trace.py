@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from maseRT.quant.layers import LAYERS
-from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name
+from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name, runs_as
 from maseRT.quant.own_code import Product
 from maseRT.quant.walk import Call, Frame, Walker, tensors_in
 
@@ -211,7 +211,7 @@ def is_layer(module: nn.Module) -> bool:
 
 def is_reshaping(layer: nn.Module) -> bool:
     """Whether a layer hands on the values that it reads, at least in eval mode, only arranged in another way."""
-    return isinstance(layer, _RESHAPING_LAYERS)
+    return runs_as(layer, _RESHAPING_LAYERS)
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
