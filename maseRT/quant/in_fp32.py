@@ -24,6 +24,7 @@ from maseRT.quant.walk import tensors_in
 
 _RMS_NORM = "it sums up squares, and torch computes it in FP32 whatever its type is, lest they overflow"
 _DOES_NOT_DIVIDE = "its outputs average unequal numbers of inputs, which has an ONNX form in FP32 alone"
+_SUMS = "it sums up products, which has an ONNX form in FP32 alone"
 _EXACT = "nearest-exact"
 _NEAREST_EXACT = "nearest-exact has an ONNX form in FP32 alone"
 _OWN_CODE = "its own code computes in FP32, whatever its type is"
@@ -31,7 +32,7 @@ _FAILS = "its own code does not run in half precision"
 
 _COMPLEX = "there are no complex numbers in half precision"
 
-_OPERATIONS = {"rms_norm": _RMS_NORM} | dict.fromkeys(
+_OPERATIONS = {"rms_norm": _RMS_NORM, "cosine_similarity": _SUMS} | dict.fromkeys(
     ("stft", "istft", "view_as_complex", "complex", "polar"), _COMPLEX
 )
 _SUMMED_UP = frozenset(("sum", "cumsum", "prod", "var", "std", "var_mean", "std_mean"))
@@ -70,6 +71,8 @@ def operation_in_fp32(call: Node) -> str | None:
 def _known(layer: nn.Module, calls: Iterable[Node]) -> str | None:
     if isinstance(layer, nn.RMSNorm):
         return _RMS_NORM
+    if isinstance(layer, nn.CosineSimilarity):
+        return _SUMS
     if isinstance(layer, nn.Upsample) and layer.mode == _EXACT:
         return _NEAREST_EXACT
     if isinstance(layer, _ADAPTIVE) and not averages_equally(layer, [call.shapes for call in calls]):

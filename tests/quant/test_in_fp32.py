@@ -61,6 +61,11 @@ class Summed(nn.Module):
         return x / (1 + self.function(x.abs(), dim=-1, **self.settings))
 
 
+class Similar(nn.CosineSimilarity):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, x.flip(1))
+
+
 class Attended(nn.Module):
     """Its product is in half, its softmax is not."""
 
@@ -120,6 +125,7 @@ IN_FP32 = {
         nn.RMSNorm(16, eps=1e-5, elementwise_affine=False),
         nn.AdaptiveAvgPool1d(5),
         nn.Upsample(scale_factor=2, mode="nearest-exact"),
+        Similar(-1),
         Norm(16),
         FunctionalNorm(16),
         LayerNorm32(16),
@@ -223,6 +229,7 @@ def test_a_rule_that_asks_for_half_precision_gets_a_note(layer: nn.Module) -> No
     ("function", "precision"),
     [
         (lambda x: F.rms_norm(x, (16,)), FP32),
+        (lambda x: F.cosine_similarity(x, x.flip(1), dim=-1), FP32),
         (lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), FP32),
         (lambda x: F.interpolate(x, None, 2, "linear"), FP16),
         (lambda x: F.adaptive_avg_pool1d(x, 5), FP32),
