@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from maseRT.errors import MaseRTError, StepError
 from maseRT.eval_mode import evaluating
 from maseRT.onnx_casts import compute_in_half
-from maseRT.onnx_translations import plain_pools, translations
+from maseRT.onnx_translations import attention_with_heads, plain_pools, translations
 from maseRT.quant.lstm import projections_written_out, states_traced_in_shape
 from maseRT.quant.quantizer import exporting
 
@@ -206,6 +206,7 @@ def _innermost_layer(error: Exception, model: nn.Module) -> str:
 
 def _convert(program: ExportedProgram, opset: int) -> onnx.ModelProto:
     plain_pools(program)
+    attention_with_heads(program)
     try:
         converted = torch.onnx.export(
             program,

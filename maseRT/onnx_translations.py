@@ -1,4 +1,4 @@
-"""ONNX forms of the torch operators that the exporter drops an argument of, or does not know."""
+"""ONNX forms of the torch operators that the exporter drops an argument of, or does not know in all their forms."""
 
 from __future__ import annotations
 
@@ -81,6 +81,25 @@ def plain_pools(program: ExportedProgram) -> None:
             if _divides(sizes, output_size) and not is_mean:
                 kernel = [size // out for size, out in zip(sizes, output_size, strict=True)]
                 node.target, node.args = plain[node.target], (x, kernel, kernel)
+
+
+def attention_with_heads(program: ExportedProgram) -> None:
+    """Give attention over [N, L, E] a dimension of one head, in place: the exporter only knows [N, heads, L, E]."""
+    aten = torch.ops.aten
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default or node.args[0].meta["val"].dim() != 3:
+            continue
+        with graph.inserting_before(node):
+            operands = [graph.call_function(aten.unsqueeze.default, (each, 0)) for each in node.args[:3]]
+        for operand, each in zip(operands, node.args[:3], strict=True):
+            operand.meta = {**node.meta, "val": each.meta["val"].unsqueeze(0)}
+        node.args = (*operands, *node.args[3:])  # a mask [L, S] or [N, L, S] fits as it is
+        with graph.inserting_after(node):
+            result = graph.call_function(aten.squeeze.dim, (node, 0))
+        node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+        program.graph_signature.replace_all_uses(node.name, result.name)
+        result.meta, node.meta = node.meta, {**node.meta, "val": node.meta["val"].unsqueeze(0)}
 
 
 def _divides(sizes: Sequence[Any], output_size: Sequence[Any]) -> bool:

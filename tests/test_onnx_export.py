@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from layer_cases import with_max_ranges
 from torch import Tensor, nn
 
@@ -313,6 +314,33 @@ def test_rrelu_gives_what_torch_gives_in_eval_mode(tmp_path: Path) -> None:
     export_onnx(model, x, tmp_path / "m.onnx", opset=19)
     with torch.no_grad():
         assert torch.allclose(torch.from_numpy(ort_run(tmp_path / "m.onnx", x)), model(x), atol=1e-6)
+
+
+class Attention(nn.Module):
+    def __init__(self, heads: bool, **settings: object) -> None:
+        super().__init__()
+        self.heads, self.settings = heads, settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part[:, None] if self.heads else part for part in (x, x + 1, x.flip(-1)))
+        mask = (x @ x.mT > 0) if self.settings.get("masked") else self.settings.get("attn_mask")
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal="is_causal" in self.settings)
+
+
+@pytest.mark.parametrize(
+    ("heads", "settings"),
+    [
+        (False, {}),
+        (False, {"is_causal": True}),
+        (False, {"attn_mask": torch.ones(5, 5).tril()}),
+        (False, {"masked": True}),
+        (True, {"is_causal": True}),
+    ],
+)
+def test_attention_without_heads_too(heads: bool, settings: dict[str, object], tmp_path: Path) -> None:
+    model, x = Attention(heads, **settings).eval(), torch.randn(4, 5, 6)
+    export_onnx(model, x[:2], tmp_path / "m.onnx", opset=20)
+    assert np.allclose(ort_run(tmp_path / "m.onnx", x), model(x), atol=1e-6)
 
 
 def test_a_float_lstm_stays_one_node(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ _OPERATIONS = """
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     instance_norm group_norm local_response_norm celu elu hardsigmoid hardswish mish selu softplus softsign
-    einsum sin cos round topk grid_sample
+    einsum sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh sinc round topk sort argsort grid_sample
+    hstack vstack dstack row_stack column_stack
 """
 _NAMES = frozenset(_OPERATIONS.split())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maseRT.errors import UsageError
-from maseRT.quant.layers import kind_of
+from maseRT.quant.layers import REPLACED, kind_of
 from maseRT.quant.own_code import base_of
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -22,6 +22,10 @@ def applies_activation(batchnorm: nn.Module) -> bool:
 
 def fold_refusal(layer: nn.Module, batchnorm: nn.Module) -> str | None:
     """Say why a BatchNorm cannot become part of a layer whose output it reads, or None when it can."""
+    if "forward" in vars(layer) or "forward" in vars(batchnorm):
+        return REPLACED
+    if layer._forward_hooks or batchnorm._forward_hooks or batchnorm._forward_pre_hooks:
+        return "hooks look at what is between them, or at what it gives"
     kind = kind_of(layer)
     if kind is not None and not kind.folds_batchnorm and base_of(layer) is not None:
         return f"{type(layer).__name__} computes its weight or bias"

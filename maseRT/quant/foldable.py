@@ -12,7 +12,8 @@ from maseRT.quant.fold import BATCHNORMS, applies_activation, fold_refusal
 from maseRT.quant.operations import joined
 from maseRT.quant.trace import Graph, Kind, Node
 
-_TO_ROWS = ("flatten", "reshape", "view")
+_RESHAPING = ("flatten", "reshape", "view", "unflatten")
+_PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Flatten)
 
 
 def find_folds(
@@ -82,10 +83,16 @@ def _fold_obstacle(graph: Graph, batchnorm: Node, module: nn.Module, shared: fro
         return "it or the layer before it is used more than once"
     if any(len(_value_readers(graph, node)) > 1 for node in _way_back(graph, batchnorm)):
         return f"something else reads the output of {source.name} too"
-    dimensions = 2 if isinstance(source.module, nn.Linear) else source.module.get_parameter("weight").dim()
-    if len(batchnorm.operands[0].shape) != dimensions:
+    if not _normalizes_channels(batchnorm.operands[0].shape, source):
         return f"it normalizes another axis than the output channels of {source.name}"
     return None
+
+
+def _normalizes_channels(shape: tuple[int, ...], source: Node) -> bool:
+    """Whether a BatchNorm that reads a layer's output in some shape normalizes that layer's output channels."""
+    if isinstance(source.module, nn.Linear):
+        return len(shape) == 2
+    return len(source.shape) > 2 and shape[:2] == source.shape[:2]
 
 
 def _described(node: Node) -> str:
@@ -100,7 +107,8 @@ def _normalized(graph: Graph, batchnorm: Node) -> Node:
 def _way_back(graph: Graph, batchnorm: Node) -> list[Node]:
     """Return the nodes before a BatchNorm, back to the one that computes what it normalizes.
 
-    Between them can be an nn.Identity, and the reshape of a linear layer's output from [N, ..., C] to [M, C].
+    Between them can be what hands values on, in eval mode, and reshapes that keep the channels apart: of a linear
+    layer's output from [N, ..., C] to [M, C], of a convolution's from [N, C, ...] to [N, C, ...].
     """
     found = [graph.source(batchnorm)]
     while _keeps_channels(found[-1]) and found[-1].operands[0].source is not None:
@@ -109,9 +117,12 @@ def _way_back(graph: Graph, batchnorm: Node) -> list[Node]:
 
 
 def _keeps_channels(node: Node) -> bool:
-    if isinstance(node.module, nn.Identity):
+    if node.op == "contiguous":
         return True
-    return node.op in _TO_ROWS and len(node.shape) == 2 and node.operands[0].shape[-1:] == node.shape[-1:]
+    if not (isinstance(node.module, _PASSING) or (node.kind is Kind.OPERATION and node.op in _RESHAPING)):
+        return False
+    before, after = node.operands[0].shape, node.shape
+    return before == after or before[:2] == after[:2] or (len(after) == 2 and before[-1:] == after[-1:])
 
 
 def _value_readers(graph: Graph, node: Node) -> list[tuple[Node, int]]:

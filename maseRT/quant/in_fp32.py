@@ -17,16 +17,24 @@ from maseRT.quant import half_kernels
 from maseRT.quant.layers import LAYERS
 from maseRT.quant.operations import RESHAPING, SELECTING, as_type, operation_name, tensors_of
 from maseRT.quant.own_code import ALL_PRODUCTS
+from maseRT.quant.placement import pooling_of
+from maseRT.quant.pooling import averages_equally
 from maseRT.quant.trace import Node
 from maseRT.quant.walk import tensors_in
 
 _RMS_NORM = "it sums up squares, and torch computes it in FP32 whatever its type is, lest they overflow"
 _DOES_NOT_DIVIDE = "its outputs average unequal numbers of inputs, which has an ONNX form in FP32 alone"
+_SUMS = "it sums up products, which has an ONNX form in FP32 alone"
+_EXACT = "nearest-exact"
 _NEAREST_EXACT = "nearest-exact has an ONNX form in FP32 alone"
 _OWN_CODE = "its own code computes in FP32, whatever its type is"
 _FAILS = "its own code does not run in half precision"
 
-_OPERATIONS = {"rms_norm": _RMS_NORM}
+_COMPLEX = "there are no complex numbers in half precision"
+
+_OPERATIONS = {"rms_norm": _RMS_NORM, "cosine_similarity": _SUMS} | dict.fromkeys(
+    ("stft", "istft", "view_as_complex", "complex", "polar"), _COMPLEX
+)
 _SUMMED_UP = frozenset(("sum", "cumsum", "prod", "var", "std", "var_mean", "std_mean"))
 """Operations that the exporter writes in FP32, as kernels compute them; torch gives their result in half."""
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
@@ -50,26 +58,26 @@ def layers_in_fp32(
     return found | _tried(model, {name: layer for name, layer in layers.items() if _is_own(layer)}, example)
 
 
-def operation_in_fp32(op: str) -> str | None:
+def operation_in_fp32(call: Node) -> str | None:
     """Say why an operation computes in FP32 also where it is given half precision, or None."""
-    return _OPERATIONS.get(op)
+    if call.op == "interpolate" and call.argument(3, "mode") == _EXACT:
+        return _NEAREST_EXACT
+    if call.op.startswith("fft_"):
+        return _COMPLEX
+    pool = pooling_of(call)
+    return _OPERATIONS.get(call.op) if pool is None else _known(pool, [call])
 
 
 def _known(layer: nn.Module, calls: Iterable[Node]) -> str | None:
     if isinstance(layer, nn.RMSNorm):
         return _RMS_NORM
-    if isinstance(layer, nn.Upsample) and layer.mode == "nearest-exact":
+    if isinstance(layer, nn.CosineSimilarity):
+        return _SUMS
+    if isinstance(layer, nn.Upsample) and layer.mode == _EXACT:
         return _NEAREST_EXACT
-    if isinstance(layer, _ADAPTIVE) and not all(_divides(layer, call) for call in calls):
+    if isinstance(layer, _ADAPTIVE) and not averages_equally(layer, [call.shapes for call in calls]):
         return _DOES_NOT_DIVIDE
     return None
-
-
-def _divides(pool: nn.Module, call: Node) -> bool:
-    """Whether each output of an adaptive pool averages as many inputs; the sizes are those of the example."""
-    axes = 1 if isinstance(pool, nn.AdaptiveAvgPool1d) else 2
-    pairs = zip(call.operands[0].shape[-axes:], call.shape[-axes:], strict=True)
-    return all(size % out == 0 for size, out in pairs)
 
 
 def _is_own(layer: nn.Module) -> bool:

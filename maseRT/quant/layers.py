@@ -34,6 +34,8 @@ from maseRT.quant.operand import Operand, weight_operand
 from maseRT.quant.own_code import base_of, own_forward, store_computed, twin_of
 from maseRT.quant.quantizer import SUFFIX, Quantizer
 
+REPLACED = "its forward was replaced on this very module, past its class"
+
 
 @dataclass(frozen=True)
 class LayerKind:
@@ -155,6 +157,8 @@ def default_specs(layer: nn.Module) -> tuple[QuantSpec | None, QuantSpec | None]
 
 def refusal(layer: nn.Module) -> str | None:
     """Say why a layer cannot be quantized, or None when it can."""
+    if "forward" in vars(layer):
+        return REPLACED
     kind = kind_of(layer)
     if kind is None:
         return _unknown(layer)

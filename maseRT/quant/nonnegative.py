@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from maseRT.quant.operations import runs_as
 from maseRT.quant.pooling import POOLS
 from maseRT.quant.trace import Graph, Kind, Node
 
@@ -53,19 +54,21 @@ def nonnegative_nodes(graph: Graph) -> frozenset[int]:
 def _makes(node: Node) -> bool:
     if node.kind is Kind.LAYER:
         module = node.module
+        if module is None or not runs_as(module, (*_SOURCE_LAYERS, nn.Hardtanh, nn.Threshold)):
+            return False
         if isinstance(module, nn.Hardtanh):  # ReLU6 is one
             return bool(module.min_val >= 0)
-        return isinstance(module, _SOURCE_LAYERS) or (isinstance(module, nn.Threshold) and _threshold(module))
+        return not isinstance(module, nn.Threshold) or _threshold(module)
     if node.kind is not Kind.OPERATION:
         return False
     if node.op in _SOURCE_OPERATIONS:
         return True
     if node.op == "clamp":
-        return _at_least_zero(_argument(node, 1, "min"))
+        return _at_least_zero(node.argument(1, "min"))
     if node.op == "clamp_min":
-        return _at_least_zero(_argument(node, 1, "min"))
+        return _at_least_zero(node.argument(1, "min"))
     if node.op == "hardtanh":
-        return _at_least_zero(_argument(node, 1, "min_val"))
+        return _at_least_zero(node.argument(1, "min_val"))
     return False
 
 
@@ -76,13 +79,13 @@ def _threshold(module: nn.Threshold) -> bool:
 def _keeps(node: Node) -> bool:
     """Nonnegative operands give a nonnegative result."""
     if node.kind is Kind.LAYER:
-        if isinstance(node.module, nn.Upsample):
-            return bool(node.module.mode != "bicubic")
-        return node.reshapes or isinstance(node.module, _KEEPING_LAYERS)
+        if node.module is None or not runs_as(node.module, (*_KEEPING_LAYERS, nn.Upsample)):
+            return node.reshapes
+        return not isinstance(node.module, nn.Upsample) or bool(node.module.mode != "bicubic")
     if node.kind is not Kind.OPERATION:
         return False
     if node.op == "interpolate":
-        return bool(_argument(node, 3, "mode") != "bicubic")
+        return bool(node.argument(3, "mode") != "bicubic")
     if node.op in ("add", "mul"):
         return all(value >= 0 for value in _numbers(node))
     return node.passes or node.op in _KEEPING_OPERATIONS
@@ -93,11 +96,6 @@ def _reads_only(node: Node, found: set[int]) -> bool:
     if node.passes:  # the other operands are indices
         sources = sources[:1]
     return bool(sources) and all(source in found for source in sources)
-
-
-def _argument(node: Node, position: int, name: str) -> Any:
-    args, kwargs = node.constants
-    return args[position] if len(args) > position else kwargs.get(name)
 
 
 def _numbers(node: Node) -> list[float]:

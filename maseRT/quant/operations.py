@@ -35,6 +35,9 @@ _SAME = {
     "max_pool1d_with_indices": "max_pool1d",
     "max_pool2d_with_indices": "max_pool2d",
     "max_pool3d_with_indices": "max_pool3d",
+    "adaptive_max_pool1d_with_indices": "adaptive_max_pool1d",
+    "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d",
+    "adaptive_max_pool3d_with_indices": "adaptive_max_pool3d",
 }
 
 _RESHAPING = """
@@ -72,6 +75,13 @@ def local_name(owner: nn.Module, op: str, index: int) -> str:
     """Return what an operation is called below its owner: `add`, then `add_1`; `add_op` where `add` is an attribute."""
     name = op if index == 0 else f"{op}_{index}"
     return f"{name}_op" if hasattr(owner, name) else name
+
+
+def runs_as(layer: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer is of one of some types and computes as that does: with no forward of its own."""
+    if "forward" in vars(layer):
+        return False
+    return any(isinstance(layer, each) and type(layer).forward is each.forward for each in types)
 
 
 def joined(owner: str, name: str) -> str:

@@ -17,7 +17,7 @@ from maseRT.plan import INPUT, OUTPUT, ResidualAdd, SitePlan
 from maseRT.precision import QuantSpec
 from maseRT.quant.layers import kind_of, operands
 from maseRT.quant.operations import joined
-from maseRT.quant.pooling import AVERAGE_POOLS, MAX_POOLS
+from maseRT.quant.pooling import AVERAGE_POOLS, MAX_POOLS, pool_of, without_kernel
 from maseRT.quant.trace import Graph, Kind, Node
 
 TINY_MACS = 1 << 14
@@ -30,8 +30,6 @@ _ACTIVATION_NAMES = """
     relu relu6 leaky_relu sigmoid tanh hardsigmoid hardswish hardtanh silu gelu elu selu softplus clamp mish
 """
 ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
-_MAX_POOLINGS = ("max_pool1d", "max_pool2d")
-_AVERAGE_POOLINGS = ("avg_pool2d",)
 _AVERAGING = """
     mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 """
@@ -124,7 +122,7 @@ class Placer:
                 self._place_add(node)
             elif node.op == "cat":
                 self._place_concat(node)
-            elif node.op in (*_MAX_POOLINGS, *_AVERAGE_POOLINGS):
+            else:
                 self._place_pooling(node)
         self._tie_readers()
         self._placement.sites.reverse()
@@ -133,7 +131,7 @@ class Placer:
 
     def _place_layer(self, node: Node) -> None:
         if node.name in self._free_pools and node.name not in self._int8:
-            reason = self._pool_reason(node)
+            reason = self._pool_reason(node, node.module)
             if reason is not None:
                 self._int8.add(node.name)
                 self._placement.pools[node.name] = reason
@@ -147,16 +145,19 @@ class Placer:
             self._tie_to_readers(str(read_name(node, 0)), node)
 
     def _place_pooling(self, node: Node) -> None:
-        reason = self._pool_reason(node)
-        if reason is not None and node.owner not in self._frozen:
+        pool = pooling_of(node)
+        if pool is None or without_kernel(pool, [node.shapes]) is not None or node.owner in self._frozen:
+            return
+        reason = self._pool_reason(node, pool)
+        if reason is not None:
             name = self._add_site(node, 0, reason)
-            if node.op in _MAX_POOLINGS:
+            if isinstance(pool, MAX_POOLS):
                 self._tie_to_readers(name, node)
 
-    def _pool_reason(self, node: Node) -> str | None:
+    def _pool_reason(self, node: Node, pool: nn.Module | None) -> str | None:
         if not self._all_readers_int8(node, reshaped=False) or is_global_pool(node):
             return None
-        if isinstance(node.module, MAX_POOLS) or node.op in _MAX_POOLINGS:
+        if isinstance(pool, MAX_POOLS):
             return "max pool that INT8 layers read"
         return "average pool between INT8 layers" if self._comes_from_int8(node) else None
 
@@ -304,6 +305,13 @@ def is_activation(node: Node) -> bool:
     if node.module is not None:
         return type(node.module).__module__ == "torch.nn.modules.activation" and not _has_parameters(node.module)
     return node.op in ACTIVATIONS
+
+
+def pooling_of(node: Node) -> nn.Module | None:
+    """Return the layer that does what a pooling function does, or None for any other node."""
+    if node.kind is not Kind.OPERATION or node.constants is None:
+        return None
+    return pool_of(node.op, *node.constants)
 
 
 def is_global_pool(node: Node) -> bool:

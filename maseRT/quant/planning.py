@@ -15,13 +15,14 @@ from maseRT.plan import NO_BF16_FORM, Fold, LayerPlan, OperationPlan, Plan
 from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
+from maseRT.quant.cast_up import cast_up
 from maseRT.quant.foldable import find_folds, folds_in_sequentials, nodes_of_folded
 from maseRT.quant.in_fp32 import layers_in_fp32, operation_in_fp32
 from maseRT.quant.inventory import calls_of, layers_of, operations_of
 from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.nonnegative import nonnegative_nodes
 from maseRT.quant.overflow import keep_in_fp32, weights_beyond_half
-from maseRT.quant.own_code import computes_weights
+from maseRT.quant.own_code import ALL_PRODUCTS, computes_weights
 from maseRT.quant.placement import (
     RECURRENT,
     Placement,
@@ -106,6 +107,10 @@ _LOST = (
 )
 
 
+def _multiplies_with_constant(product: Node) -> bool:
+    return any(operand.source is None and len(operand.shape) > 1 for operand in product.operands[:2])
+
+
 @dataclass(frozen=True)
 class _Choice:
     """What a layer gets, and why."""
@@ -134,6 +139,7 @@ class _Planner:
         self._check_rules()
         asked = {self._region, section.precision, *(rule.precision for rule in section.rules)}
         self._in_fp32 = self._computing_in_fp32(example) if asked & _HALVES else {}
+        self._cast_up = self._casting_up(example) if asked & _HALVES else frozenset()
 
     def plan(self, model_name: str, example: Tensor, notes: list[str]) -> Plan:
         """Put the decisions together."""
@@ -162,9 +168,10 @@ class _Planner:
                 *_unlisted_batchnorms({name: unfolded[name] for name in unfolded.keys() - choices.keys()}),
                 *_unmerged(self._model, unfolded),
                 *_with_stored_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
-                *self._without_kernel(layers),
+                *self._int8_without_kernel(layers),
                 *self._fp32_against_rules(),
                 *self._shadowed_rules(),
+                *self._products_without_layers(),
                 *self._without_int8(layers),
             ),
         )
@@ -204,12 +211,22 @@ class _Planner:
     def _computing_in_fp32(self, example: Tensor) -> dict[str, str]:
         """Return the layers and operations that compute in FP32 even where they are given half precision, and why."""
         layers = layers_in_fp32(self._model, self._modules, self._calls, example)
-        reasons = {operation.name: operation_in_fp32(operation.op) for operation in self._operations}
-        return layers | {name: reason for name, reason in reasons.items() if reason is not None}
+        operations = (n for n in (self._graph.nodes if self._graph is not None else ()) if n.kind is Kind.OPERATION)
+        return layers | {n.name: reason for n in operations if (reason := operation_in_fp32(n)) is not None}
+
+    def _casting_up(self, example: Tensor) -> frozenset[str]:
+        """Return the layers and operations that the model's code has compute in FP32, unless a rule says otherwise."""
+        weighted = {layer.name for layer in self._layers if layer.weighted}
+        told = {name for name, index in self._matches.items() if self._section.rules[index].precision.is_float}
+        return cast_up(self._model, self._modules, weighted=weighted, example=example) - told
 
     def _only_fp32(self, name: str, asked: Precision) -> str | None:
         """Say why a layer or operation is FP32 where another float precision is asked for, or None."""
-        return (self._in_fp32.get(name) if asked in _HALVES else None) or self._cannot(name, asked)
+        if asked in _HALVES and name in self._in_fp32:
+            return self._in_fp32[name]
+        if asked in _HALVES and name in self._cast_up:
+            return "the code around it casts to FP32"
+        return self._cannot(name, asked)
 
     def _float_for(self, name: str, asked: Precision) -> Precision:
         """Return a float precision, or FP32 in its place where a layer or operation cannot have it."""
@@ -235,14 +252,35 @@ class _Planner:
             for (asked, reason), found in names.items()
         ]
 
-    def _without_kernel(self, layers: Iterable[LayerPlan]) -> list[str]:
+    def _without_kernel(self, name: str) -> str | None:
+        """Say what comes of it that TensorRT has no INT8 kernel for a pool; None where it has, or for another layer."""
+        return without_kernel(self._modules[name], [call.shapes for call in self._calls.get(name, ())])
+
+    def _int8_without_kernel(self, layers: Iterable[LayerPlan]) -> list[str]:
         """Say which INT8 layers, as a rule or a checkpoint asks for, TensorRT has no INT8 kernel for."""
         names: dict[str, list[str]] = {}
         for layer in layers:
-            reason = without_kernel(self._modules[layer.name])
+            reason = self._without_kernel(layer.name)
             if reason is not None and layer.precision is Precision.INT8:
                 names.setdefault(reason, []).append(layer.name)
         return [f"{shortened(found)}: INT8 as asked, but {reason}" for reason, found in names.items()]
+
+    def _products_without_layers(self) -> list[str]:
+        """Say which products with weights stay float because no layer of the plan makes them."""
+        if self._section.precision is not Precision.INT8 or self._graph is None:
+            return []
+        listed = {operation.name for operation in self._operations}
+        found = {
+            node.name: None
+            for node in self._graph.nodes
+            if node.name in listed and node.op in ALL_PRODUCTS and _multiplies_with_constant(node)
+        }
+        if not found:
+            return []
+        return [
+            f"{shortened(list(found))}: stays float, since it multiplies with a weight itself; INT8 takes a layer "
+            "(nn.Linear, nn.Conv2d, ...) that does"
+        ]
 
     def _without_int8(self, layers: Iterable[LayerPlan]) -> list[str]:
         asked = self._section.precision is Precision.INT8
@@ -288,7 +326,7 @@ class _Planner:
             return "INT8 would unroll it over time; a rule that names it or its type asks for that"
         if self._is_table(layer.name) and not by_name:
             return "a table to look up: INT8 makes it smaller, not faster; a rule that names it or its type asks for it"
-        kernel = without_kernel(module)
+        kernel = self._without_kernel(layer.name)
         if kernel is not None and not by_name:
             return f"{kernel}; a rule that names it or its type makes it INT8 all the same"
         if self._is_table(layer.name) and self._feeds_recurrent(layer.name):
@@ -317,7 +355,7 @@ class _Planner:
         return any(isinstance(reader.module, RECURRENT) for found in readers for reader, _ in found)
 
     def _is_free_pool(self, name: str, module: nn.Module) -> bool:
-        if not isinstance(module, POOLS) or self._refusal(module) is not None or without_kernel(module) is not None:
+        if not isinstance(module, POOLS) or (self._refusal(module) or self._without_kernel(name)) is not None:
             return False
         return len(self._calls.get(name, [])) == 1
 

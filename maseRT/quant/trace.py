@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from maseRT.quant.layers import LAYERS
-from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name
+from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name, runs_as
 from maseRT.quant.own_code import Product
 from maseRT.quant.walk import Call, Frame, Walker, tensors_in
 
@@ -84,7 +84,7 @@ class Node:
         ordinal: for an operation, how many of the same op precede it in one forward of the owner.
         operands: the tensors it reads.
         shape: of its first result.
-        floating: its first result holds floating-point numbers.
+        floating: its first result holds floating-point numbers, or complex ones.
         module: the layer.
         constants: for an operation, its (args, kwargs) with None for tensors.
         called: for a layer, its own forward ran; else its owner's forward multiplied with its weight.
@@ -114,6 +114,16 @@ class Node:
     def passes(self) -> bool:
         """It hands on values that it reads, all of them or some."""
         return self.reshapes or (self.kind is Kind.OPERATION and self.op in SELECTING)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of its first operand and of its first result."""
+        return self.operands[0].shape, self.shape
+
+    def argument(self, position: int, name: str) -> Any:
+        """Return an argument of an operation that is no tensor; None where it is not given."""
+        args, kwargs = self.constants
+        return args[position] if len(args) > position else kwargs.get(name)
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -201,7 +211,7 @@ def is_layer(module: nn.Module) -> bool:
 
 def is_reshaping(layer: nn.Module) -> bool:
     """Whether a layer hands on the values that it reads, at least in eval mode, only arranged in another way."""
-    return isinstance(layer, _RESHAPING_LAYERS)
+    return runs_as(layer, _RESHAPING_LAYERS)
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -285,7 +295,7 @@ class _Recorder(Walker):
         if layer is not None and len(read) == 1:
             extra = {"owner": owner, "module": layer, "called": False}
             self._append(Kind.LAYER, self._layers[layer], type(layer).__name__, read, [], result, **extra)
-        elif read and (tensors_in(result) or changed):
+        elif (read and (tensors_in(result) or changed)) or _is_complex(tensors_in(result)):
             constants = pytree.tree_map_only(Tensor, lambda t: None, (call.args, call.kwargs))
             extra = {"owner": owner, "ordinal": call.ordinal, "constants": constants}
             self._append(Kind.OPERATION, joined(owner, name), call.op, operands, changed, result, **extra)
@@ -333,10 +343,14 @@ class _Recorder(Walker):
             self._writers[id(tensor)] = index
             self._alive[id(tensor)] = tensor
         shape = tuple(written[0].shape) if written else ()
-        floating = bool(written) and written[0].is_floating_point()
+        floating = bool(written) and (written[0].is_floating_point() or written[0].is_complex())
         self.graph.nodes.append(
             Node(index, kind, name, op, owner, ordinal, operands, shape, floating, module, constants, called)
         )
+
+
+def _is_complex(tensors: list[Tensor]) -> bool:
+    return any(tensor.is_complex() for tensor in tensors)
 
 
 def _versions(tensors: list[Tensor]) -> dict[int, int]:

@@ -47,6 +47,7 @@ class Subject:
         model: fake-quantized, on the context's device.
         plan: of the model, without what would overflow in FP16.
         histograms: of every quantized tensor, by amax name.
+        inputs: of the calibration data [N, ...], as many as one batch may have.
     """
 
     context: Context
@@ -55,6 +56,7 @@ class Subject:
     model: nn.Module
     plan: Plan
     histograms: Mapping[str, Histogram]
+    inputs: Tensor
 
 
 def run(context: Context, section: CalibrateSection) -> StepResult:
@@ -66,10 +68,10 @@ def run(context: Context, section: CalibrateSection) -> StepResult:
     setting = set_up(context)
     model, plan = rebuild(context, setting.model, workspace.plan, workspace.quantized_checkpoint, master_weights=True)
     model.to(context.device)
-    histograms, plan = _observe(context, setting, model, plan, section)
+    histograms, plan, inputs = _observe(context, setting, model, plan, section)
     if not plan.has_int8:
         return _nothing_to_do(context, model, plan)
-    subject = Subject(context, section, setting, model, plan, histograms)
+    subject = Subject(context, section, setting, model, plan, histograms, inputs)
     with quantizers_off(model):
         float_metrics = validate(context, setting, model)
     trained = known_amax(model)
@@ -83,17 +85,22 @@ def run(context: Context, section: CalibrateSection) -> StepResult:
 
 def _observe(
     context: Context, setting: Setting, model: nn.Module, plan: Plan, section: CalibrateSection
-) -> tuple[dict[str, Histogram], Plan]:
-    """Return every quantized tensor's histogram, and the plan without what would overflow in FP16."""
+) -> tuple[dict[str, Histogram], Plan, Tensor]:
+    """Return every quantized tensor's histogram, the plan without what would overflow in FP16, and the first inputs."""
     data = context.config.data
+    missing = max(1, _MOST_VALUES // math.prod(setting.splits.input_shape))
+    first: list[Tensor] = []
     subset = calibration_subset(setting.splits, samples=section.batches * data.batch_size, seed=context.config.run.seed)
     batches = loader(subset, batch_size=data.batch_size)
     with torch.inference_mode(), observed_overflow(model, plan) as overflow, observe(model) as histograms:
         for inputs, _ in context.reporter.track(batches, description="observe", total=len(batches), unit="batch"):
+            if missing > 0:
+                first.append(inputs[:missing])
+                missing -= len(inputs)
             with looked_up(inputs):
                 model(inputs.to(context.device))
     quantize = context.config.quantize or QuantizeSection()
-    return histograms, keep_in_fp32(plan, overflow, overflow=quantize.overflow)
+    return histograms, keep_in_fp32(plan, overflow, overflow=quantize.overflow), torch.cat(first)
 
 
 def _candidates(subject: Subject) -> list[Candidate]:
@@ -159,7 +166,7 @@ def _corrected(subject: Subject, best: Candidate) -> Correction | None:
     """Correct the biases, and keep that where validation is better for it; None: no layer has one to correct."""
     context, model = subject.context, subject.model
     with context.reporter.spinner("bias correction"):
-        before = correct_biases(model, subject.plan, _calibration_inputs(subject).to(context.device))
+        before = correct_biases(model, subject.plan, subject.inputs.to(context.device))
     if not before:
         return None
     metrics = validate(context, subject.setting, model)
@@ -167,14 +174,6 @@ def _corrected(subject: Subject, best: Candidate) -> Correction | None:
     if not kept:
         restore_biases(model, before)
     return Correction(len(before), metrics, kept)
-
-
-def _calibration_inputs(subject: Subject) -> Tensor:
-    """Return the inputs of the calibration subset [N, ...], as many as one batch may have."""
-    data, splits = subject.context.config.data, subject.setting.splits
-    samples = min(subject.section.batches * data.batch_size, max(1, _MOST_VALUES // math.prod(splits.input_shape)))
-    subset = calibration_subset(splits, samples=samples, seed=subject.context.config.run.seed)
-    return torch.cat([inputs for inputs, _ in loader(subset, batch_size=data.batch_size)])
 
 
 def _save(subject: Subject, comparison: Comparison) -> StepResult:

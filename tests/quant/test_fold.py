@@ -1,6 +1,6 @@
 """Folding: a layer and its BatchNorm become one layer that computes the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -164,8 +164,16 @@ class ReadTwice(TokenNet):
         return (self.first.bn(hidden.flatten(0, 1)).reshape_as(hidden) + hidden).mean(1)
 
 
-class SequentialWithIdentity(nn.Sequential):
-    input_shape = (3, 8, 8)
+class Behind(nn.Module):
+    """A convolution, what is between it and its BatchNorm, and the BatchNorm."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], batchnorm: nn.Module, size: int = 8) -> None:
+        super().__init__()
+        self.input_shape = (3, size, size)
+        self.conv, self.between, self.bn = nn.Conv2d(3, 8, 3), between, batchnorm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.between(self.conv(x))))
 
 
 def test_a_batchnorm_over_tokens_is_folded() -> None:
@@ -178,9 +186,43 @@ def test_a_batchnorm_over_tokens_is_folded() -> None:
         torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_batchnorm_behind_an_identity_is_folded() -> None:
-    net = lively(SequentialWithIdentity(nn.Conv2d(3, 8, 3), nn.Identity(), nn.BatchNorm2d(8), nn.ReLU()))
-    assert planned(net).folds == (Fold("0", "2"),)
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda: Behind(nn.Identity(), nn.BatchNorm2d(8)),
+        lambda: Behind(nn.Dropout(0.5), nn.BatchNorm2d(8)),
+        lambda: Behind(nn.Sequential(nn.Identity(), nn.Dropout2d(0.5)), nn.BatchNorm2d(8)),
+        lambda: Behind(lambda x: x.contiguous(), nn.BatchNorm2d(8)),
+        lambda: Behind(lambda x: x.flatten(2), nn.BatchNorm1d(8)),
+        lambda: Behind(nn.Flatten(), nn.BatchNorm1d(8), size=3),
+    ],
+    ids=["identity", "dropout", "both", "contiguous", "pixels in a row", "one pixel"],
+)
+def test_a_batchnorm_is_folded_behind_what_keeps_the_channels(net: Callable[[], nn.Module]) -> None:
+    net = lively(net())
+    x = torch.randn(4, *net.input_shape)
+    wanted, plan = net(x), planned(net)
+    assert [fold.layer for fold in plan.folds] == ["conv"]
+    quantize_model(net, plan)
+    with quantizers_off(net):
+        torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("between", "batchnorm", "reason"),
+    [
+        (lambda x: x.transpose(1, 2), nn.BatchNorm2d(6), "follows the operation transpose"),
+        (lambda x: x.reshape(-1, 6), nn.BatchNorm1d(6), "6 channels of 8"),
+        (lambda x: x.reshape(-1, 8), nn.BatchNorm1d(8), "follows the operation reshape"),
+        (lambda x: F.dropout(x, 0.0), nn.BatchNorm2d(8), "follows the operation dropout"),  # it may drop in eval mode
+    ],
+)
+def test_a_batchnorm_stays_behind_what_mixes_the_channels(
+    between: Callable[[Tensor], Tensor], batchnorm: nn.Module, reason: str
+) -> None:
+    plan = planned(lively(Behind(between, batchnorm)))
+    assert plan.folds == ()
+    assert reason in plan.of("bn").reason
 
 
 @pytest.mark.parametrize(

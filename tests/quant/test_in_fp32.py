@@ -61,6 +61,11 @@ class Summed(nn.Module):
         return x / (1 + self.function(x.abs(), dim=-1, **self.settings))
 
 
+class Similar(nn.CosineSimilarity):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, x.flip(1))
+
+
 class Attended(nn.Module):
     """Its product is in half, its softmax is not."""
 
@@ -120,6 +125,7 @@ IN_FP32 = {
         nn.RMSNorm(16, eps=1e-5, elementwise_affine=False),
         nn.AdaptiveAvgPool1d(5),
         nn.Upsample(scale_factor=2, mode="nearest-exact"),
+        Similar(-1),
         Norm(16),
         FunctionalNorm(16),
         LayerNorm32(16),
@@ -219,13 +225,84 @@ def test_a_rule_that_asks_for_half_precision_gets_a_note(layer: nn.Module) -> No
     assert note.startswith("layers.0: fp32, although a rule asks for fp16: ")
 
 
-def test_the_function_is_fp32_in_modules_that_hold_layers() -> None:
+@pytest.mark.parametrize(
+    ("function", "precision"),
+    [
+        (lambda x: F.rms_norm(x, (16,)), FP32),
+        (lambda x: F.cosine_similarity(x, x.flip(1), dim=-1), FP32),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), FP32),
+        (lambda x: F.interpolate(x, None, 2, "linear"), FP16),
+        (lambda x: F.adaptive_avg_pool1d(x, 5), FP32),
+        (lambda x: F.adaptive_avg_pool1d(x, 8), FP16),
+    ],
+)
+def test_functions_too_in_modules_that_hold_layers(
+    function: Callable[[Tensor], Tensor], precision: Precision, tmp_path: Path
+) -> None:
     class Block(Around):
         def forward(self, x: Tensor) -> Tensor:
-            return self.layers[0](F.rms_norm(self.first(x), (16,)) + 1.0)
+            return self.layers[0](function(self.first(x)) + 1.0)
 
-    plan = planned(Block(nn.ReLU()), precision="fp16")
-    assert {operation.op: operation.precision for operation in plan.operations} == {"rms_norm": FP32, "add": FP16}
+    torch.manual_seed(0)
+    net = Block(nn.ReLU())
+    plan = planned(net, precision="fp16")
+    assert [operation.precision for operation in plan.operations] == [precision, FP16]
+    path = exported(calibrated(net, plan), tmp_path / "model.onnx")
+    x = batch(net)
+    with torch.no_grad():
+        wanted = net(x)
+    assert (in_onnxruntime(path, x, optimize=False) - wanted).abs().max() < 3e-3 * wanted.abs().max()
+
+
+def fourier(net: nn.Module, x: Tensor) -> Tensor:
+    return x + torch.fft.fft2(x).real
+
+
+def filtered(net: nn.Module, x: Tensor) -> Tensor:
+    return torch.fft.irfft(torch.fft.rfft(x, norm="ortho") * torch.view_as_complex(net.filter), n=16, norm="ortho")
+
+
+def rotated(net: nn.Module, x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.polar(torch.ones(8), torch.arange(8.0))).flatten(-2).type_as(x)
+
+
+@pytest.mark.parametrize("function", [fourier, filtered, rotated])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_complex_numbers_are_made_in_fp32(
+    function: Callable[[nn.Module, Tensor], Tensor], precision: str, tmp_path: Path
+) -> None:
+    class Block(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[0](function(self, self.first(x)))
+
+    torch.manual_seed(0)
+    net = Block(nn.LayerNorm(16))
+    net.filter = nn.Parameter(torch.randn(9, 2))
+    x = batch(net)
+    with torch.no_grad():
+        wanted = net(x)
+    plan = planned(net, precision=precision)
+    assert {layer.precision for layer in plan.layers} == {Precision(precision)}
+    path = exported(calibrated(net, plan), tmp_path / "model.onnx")
+    with torch.no_grad():
+        assert (net(x) - wanted).abs().max() < 3e-2 * wanted.abs().max()
+    if precision == "fp16":  # ONNX Runtime has no BF16 kernels on CPUs
+        assert (in_onnxruntime(path, x, optimize=False) - wanted).abs().max() < 3e-3 * wanted.abs().max()
+
+
+def test_operations_without_a_bf16_form_are_fp32(tmp_path: Path) -> None:
+    class Block(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layers[0](self.first(x))
+            waves = [torch.tan, torch.atan, torch.sinh, torch.cosh, torch.asinh, torch.sinc, torch.asin, torch.atanh]
+            stacked = torch.hstack([x.sort(-1)[0], *(wave(x) for wave in waves), torch.atan2(x, 2 - x)])
+            return torch.vstack([stacked, torch.dstack([x, x]).flatten(-2).repeat(1, 5, 1).reshape_as(stacked)])
+
+    net = Block(nn.Tanh())
+    plan = planned(net, precision="bf16")
+    assert {operation.op for operation in plan.operations if operation.precision.value == "bf16"} == {"rsub"}
+    exported(calibrated(net, plan), tmp_path / "model.onnx")  # the checker passes it
 
 
 def test_trying_a_layer_out_leaves_it_as_it_is() -> None:

@@ -345,3 +345,21 @@ def test_branches_that_their_model_can_merge_are_told_of() -> None:
     assert len(told) == 1
     assert told[0].startswith("1, 2: the model's own reparameterize() merges")
     assert not any("fuse()" in note for note in notes)
+
+
+def test_products_with_parameters_that_are_no_layers_are_told() -> None:
+    class Tied(nn.Module):
+        input_shape = (6, 160)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(160, 160)
+            self.weight = nn.Parameter(torch.randn(160, 160))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x)) @ self.weight
+            return F.linear(x @ x.mT @ x, self.first.weight.T)
+
+    (note,) = planned(Tied()).notes
+    assert note.startswith("matmul, linear: stays float, since it multiplies with a weight itself; INT8 takes a layer")
+    assert planned(Tied(), precision="fp16").notes == ()

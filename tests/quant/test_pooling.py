@@ -1,5 +1,6 @@
 """Pools that TensorRT has no INT8 kernel for: float by default, with the same numbers; INT8 where a rule asks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -42,6 +43,7 @@ WITHOUT_KERNEL = {
     "AdaptiveAvgPool3d": lambda: Pooled(nn.AdaptiveAvgPool3d(4)),
     "AvgPool1d": lambda: Pooled(nn.AvgPool1d(2), dims=1),
     "AdaptiveAvgPool1d": lambda: Pooled(nn.AdaptiveAvgPool1d(4), dims=1),
+    "AdaptiveAvgPool2d": lambda: Pooled(nn.AdaptiveAvgPool2d(3), dims=2),
 }
 
 WITH_KERNEL = {
@@ -90,18 +92,48 @@ def test_a_rule_makes_them_int8_and_a_note_says_what_comes_of_that(kind: str) ->
     assert note.startswith("pool: INT8 as asked, but ")
 
 
+def indices_left_out(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
+
+
 @pytest.mark.parametrize(
-    "function",
-    [lambda x: F.max_pool3d(x, 2), lambda x: F.avg_pool3d(x, 2), lambda x: F.adaptive_max_pool3d(x, 4)],
+    ("function", "pool"),
+    [
+        (lambda x: F.max_pool2d(x, 2), nn.MaxPool2d(2)),
+        (lambda x: torch.max_pool2d(x, 3, 2, 1, 1, True), nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
+        (lambda x: F.max_pool1d(x, 2), nn.MaxPool1d(2)),
+        (lambda x: F.max_pool3d(x, 2), nn.MaxPool3d(2)),
+        (lambda x: F.adaptive_max_pool1d(x, 4, return_indices=True), nn.AdaptiveMaxPool1d(4, return_indices=True)),
+        (lambda x: F.adaptive_max_pool2d(x, (4, 2)), nn.AdaptiveMaxPool2d((4, 2))),
+        (lambda x: F.adaptive_max_pool3d(x, 4), nn.AdaptiveMaxPool3d(4)),
+        (lambda x: F.avg_pool1d(x, 2), nn.AvgPool1d(2)),
+        (lambda x: F.avg_pool3d(x, 2), nn.AvgPool3d(2)),
+        (lambda x: F.avg_pool2d(x, 2), nn.AvgPool2d(2)),
+        (lambda x: F.avg_pool2d(x, 3, padding=1), nn.AvgPool2d(3, padding=1)),
+        (lambda x: F.avg_pool2d(input=x, kernel_size=3, ceil_mode=True), nn.AvgPool2d(3, ceil_mode=True)),
+        (lambda x: F.avg_pool2d(x, 2, count_include_pad=False), nn.AvgPool2d(2, count_include_pad=False)),
+        (lambda x: F.avg_pool2d(x, 3, 2, 1, False, False), nn.AvgPool2d(3, 2, 1, False, False)),
+        (lambda x: F.avg_pool2d(x, 3, 2, 0, True, False), nn.AvgPool2d(3, 2, 0, True, False)),
+        (lambda x: F.avg_pool2d(x, 2, divisor_override=3), nn.AvgPool2d(2, divisor_override=3)),
+        (lambda x: F.adaptive_avg_pool1d(x, 4), nn.AdaptiveAvgPool1d(4)),
+        (lambda x: F.adaptive_avg_pool2d(x, 4), nn.AdaptiveAvgPool2d(4)),
+        (lambda x: F.adaptive_avg_pool2d(x, 3), nn.AdaptiveAvgPool2d(3)),
+        (lambda x: F.adaptive_avg_pool2d(x, 1), nn.AdaptiveAvgPool2d(1)),
+        (lambda x: F.adaptive_avg_pool3d(x, 4), nn.AdaptiveAvgPool3d(4)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, nn.Module) else "",
 )
-def test_functions_are_left_alone_as_well(function: object) -> None:
+def test_a_function_is_decided_as_its_layer_is(function: Callable[[Tensor], Tensor], pool: nn.Module) -> None:
     class Net(Pooled):
         def forward(self, x: Tensor) -> Tensor:
-            return self.second(function(F.relu(self.first(x)))).flatten(1)
+            pooled = function if isinstance(self.pool, nn.Identity) else self.pool
+            return self.second(indices_left_out(pooled(F.relu(self.first(x))))).flatten(1)
 
-    plan = planned(Net(nn.Identity()))
-    assert plan.sites == ()
-    assert plan.of("second").precision is Precision.INT8
+    dims = next(dims for dims in CONVS if type(pool).__name__.endswith(f"{dims}d"))
+    expected, plan = planned(Net(pool, dims)), planned(Net(nn.Identity(), dims))
+    quantized = expected.of("pool").precision is Precision.INT8
+    assert [site.reason for site in plan.sites] == ([expected.of("pool").reason] if quantized else [])
+    assert len(plan.ties) == len(expected.ties)
 
 
 def test_a_max_pool_in_float_gives_the_numbers_of_one_in_int8() -> None:
@@ -118,19 +150,20 @@ def test_a_max_pool_in_float_gives_the_numbers_of_one_in_int8() -> None:
         torch.testing.assert_close(other(x), net(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["MaxPool3d", "AvgPool1d", *WITH_KERNEL])
+@pytest.mark.parametrize("kind", ["MaxPool3d", "AvgPool1d", "AdaptiveAvgPool2d", *WITH_KERNEL])
 def test_tensorrt_rtx_runs_the_plan_as_it_is(kind: str, tmp_path: Path) -> None:
     net = (WITHOUT_KERNEL | WITH_KERNEL)[kind]()
     plan = planned(net, float="fp16")
-    assert plan.of("pool").precision is (Precision.INT8 if kind in WITH_KERNEL else Precision.FP16)
+    floats = Precision.FP32 if kind == "AdaptiveAvgPool2d" else Precision.FP16
+    assert plan.of("pool").precision is (Precision.INT8 if kind in WITH_KERNEL else floats)
     path = exported(calibrated(net, plan), tmp_path / "model.onnx")
     options = BuildOptions(batch=BatchRange(1, 4, 8), compute_capability="8.9")
     info = get_compiler("tensorrt-rtx").build(path, tmp_path / "model.trt", options)
     receipt = receipt_from(plan, layer_precisions(path, names_in(plan)), info, onnx_sha256="")
     assert receipt.mismatches == ()
-    assert {layer.name: layer.verdict for layer in receipt.layers} == dict.fromkeys(
-        ("first", "pool", "second"), Verdict.AS_ASKED
-    )
+    parts = Verdict.FUSED if kind == "AdaptiveAvgPool2d" else Verdict.AS_ASKED  # it is many nodes
+    verdicts = {layer.name: layer.verdict for layer in receipt.layers}
+    assert verdicts == {"first": Verdict.AS_ASKED, "pool": parts, "second": Verdict.AS_ASKED}
 
 
 @pytest.mark.parametrize("rules", [[], [{"name": "pool", "precision": "int8"}]])

@@ -9,8 +9,11 @@ import torch
 from projects import Project, new_project
 from safetensors.torch import load_file
 
+from maseRT.config_file import load_config
+from maseRT.data.loading import calibration_subset, load_data
 from maseRT.errors import StepError, UsageError
 from maseRT.quant import LAYERS
+from maseRT.quant.bias_correction import correct_biases
 from maseRT.records import read_record, sha256
 
 ORDER = ["train", "quantize", "calibrate", "finetune", "export", "analyze"]
@@ -251,6 +254,37 @@ def test_biases_that_make_it_worse_are_taken_back(finished, monkeypatch):
         _biases(path) for path in (finished.workspace.quantized_checkpoint, finished.workspace.calibrated_checkpoint)
     )
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_calibration_data_is_read_once(finished, monkeypatch):
+    reads, given = [], []
+
+    class Counted(torch.utils.data.Dataset):
+        def __init__(self, subset):
+            self.subset = subset
+
+        def __len__(self):
+            return len(self.subset)
+
+        def __getitem__(self, index):
+            reads.append(index)
+            return self.subset[index]
+
+    def subset(splits, **settings):
+        return Counted(calibration_subset(splits, **settings))
+
+    def remember(model, plan, inputs):
+        given.append(inputs)
+        return correct_biases(model, plan, inputs)
+
+    monkeypatch.setattr("maseRT.steps.calibrate.calibration_subset", subset)
+    monkeypatch.setattr("maseRT.steps.calibrate.correct_biases", remember)
+    monkeypatch.setattr("maseRT.steps.calibrate._MOST_VALUES", 150 * 64)  # of images of 8x8: a batch and a part
+    finished.single("calibrate", force=True)
+    assert reads == list(range(256))
+    splits = load_data(load_config(finished.config, ()).data, seed=0)
+    first = [image for image, _ in calibration_subset(splits, samples=150, seed=0)]
+    assert torch.equal(given[0], torch.stack(first))
 
 
 def test_biases_stay_as_they_are_where_that_is_asked_for(finished):

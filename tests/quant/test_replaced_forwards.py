@@ -1,0 +1,97 @@
+"""Modules whose forward was replaced on the module itself, or that hooks look at, keep doing what they did."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from placement_nets import batch, calibrated, exported, in_onnxruntime, lively, planned
+from torch import Tensor, nn
+
+from maseRT.precision import Precision
+
+
+class Net(nn.Module):
+    """Images [N, 8, 8, 8]."""
+
+    input_shape = (8, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in "abc")
+        self.bn, self.act, self.same = nn.BatchNorm2d(8), nn.ReLU(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.same(self.act(self.b(F.relu(self.bn(self.a(x)))))))
+
+
+def replace_convolution(net: Net) -> None:
+    net.a.forward = lambda x: F.conv2d(x, net.a.weight, net.a.bias, padding=1) * 2
+
+
+def replace_activation(net: Net) -> None:
+    net.act.forward = lambda x: x.clamp(min=-1)
+
+
+def replace_identity(net: Net) -> None:
+    net.same.forward = lambda x: x - 1
+
+
+class Shifted(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - 1
+
+
+def subclass_activation(net: Net) -> None:
+    net.act = Shifted()
+
+
+def hook_convolution(net: Net) -> None:
+    net.a.register_forward_hook(lambda module, args, result: result * 2)
+
+
+def hook_batchnorm(net: Net) -> None:
+    net.bn.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+
+
+CHANGES = (replace_convolution, replace_activation, replace_identity, subclass_activation)
+HOOKS = (hook_convolution, hook_batchnorm)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *HOOKS], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"float": "fp16"}], ids=["fp16", "int8"])
+def test_the_numbers_stay(change: object, settings: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    change(net)
+    x = batch(lively(net))
+    with torch.no_grad():
+        wanted = net(x)
+    plan = planned(net, **settings)
+    with torch.no_grad():
+        got = calibrated(net, plan)(x)
+    assert (got - wanted).norm() < (0.1 if plan.has_int8 else 2e-3) * wanted.norm()
+
+
+def test_what_such_a_module_computes_is_not_taken_for_granted(tmp_path: Path) -> None:
+    for change in CHANGES:
+        net = Net()
+        change(net)
+        assert "c.input" not in planned(lively(net)).nonnegative or change is replace_convolution
+    net = Net()
+    replace_convolution(net)
+    plan = planned(lively(net))
+    assert plan.of("a").precision is Precision.FP32
+    assert "replaced on this very module" in plan.of("a").reason
+    assert plan.folds == ()
+
+
+def test_an_fp16_file_has_the_replaced_forward(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    replace_activation(net)
+    x = batch(lively(net))
+    with torch.no_grad():
+        wanted = net(x)
+    path = exported(calibrated(net, planned(net, precision="fp16")), tmp_path / "model.onnx")
+    assert (in_onnxruntime(path, x, optimize=False) - wanted).norm() < 3e-3 * wanted.norm()
