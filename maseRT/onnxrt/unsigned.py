@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from maseRT.onnxrt.bounds import is_nonnegative, upper_bound
+from maseRT.onnxrt.bounds import copies_values, is_nonnegative, upper_bound
 from maseRT.onnxrt.graph import Graph
-from maseRT.onnxrt.qdq import scale_of, symmetric_pairs
+from maseRT.onnxrt.qdq import is_dequantized, scale_of, symmetric_pairs
 
 _LEVELS = 255
 _CLEARLY_LESS = 0.95
@@ -80,6 +80,28 @@ def make_unsigned(graph: Graph, ranges: Mapping[str, Range]) -> Unsigned:
             shifted.append(node.input[0])
             _requantize(graph, node, name, 128)
     return Unsigned(refined, tuple(fitted), tuple(shifted))
+
+
+def keep_the_rounding_before_copies(graph: Graph) -> tuple[str, ...]:
+    """Give the Q/DQ pairs of copies of rounded values the parameters of these; returns the activations that had others.
+
+    Copies, and maxima, of integers are integers: there is nothing to round. Data give them other parameters where the
+    extreme was not taken along, and then a max pool or a split runs in float. To be called when all pairs are unsigned.
+    """
+    changed = []
+    for node in [node for node in graph.nodes if copies_values(node) and is_dequantized(graph, node.input[0])]:
+        source = graph.producer(node.input[0])
+        for tensor in node.output:
+            readers = graph.readers(tensor)
+            if source is None or graph.is_output(tensor) or any(each.op_type != "QuantizeLinear" for each in readers):
+                continue
+            others = [each for each in readers if list(each.input[1:]) != list(source.input[1:])]
+            for quantize in others:
+                for each in (quantize, *graph.readers(quantize.output[0])):
+                    graph.set_input(each, 1, source.input[1])
+                    graph.set_input(each, 2, source.input[2])
+            changed += [tensor] if others else []
+    return tuple(changed)
 
 
 def _refine(graph: Graph, node: NodeProto) -> None:
