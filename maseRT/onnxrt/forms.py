@@ -18,6 +18,7 @@ from maseRT.onnxrt.completion import (
     keep_relus_apart,
     skip_joins_of_one,
 )
+from maseRT.onnxrt.factors import absorb_channel_factors
 from maseRT.onnxrt.gates import add_hardsigmoids, use_leaky_relus, write_out_hardswishes
 from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.norms import write_batchnorms_as_convolutions
@@ -143,6 +144,7 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
         ranges_of: measures the tensors that need a range of their own.
     """
     graph, pools = _prepared(model)
+    absorb_channel_factors(graph)
     use_leaky_relus(graph)
     write_out_hardswishes(graph)
     slow = compute_in_float(graph)

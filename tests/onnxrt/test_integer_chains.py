@@ -194,6 +194,33 @@ def test_other_averages_stay_as_they_are():
     assert divide_by_what_is_there(graph) == 0
 
 
+class Scaled(nn.Module):
+    """Factors of channels, as layer scales are, of both signs and zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = conv(3, 16), conv(16, 16), conv(16, 16)
+        self.scale = nn.Parameter(torch.linspace(-1, 1, 16).reshape(16, 1, 1))
+        self.other = nn.Parameter(torch.linspace(0, 2, 16).reshape(1, 16, 1, 1))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = x + self.second(x) * self.scale
+        x = torch.relu(self.other * self.third(torch.relu(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_factors_of_channels_move_into_the_weights(tmp_path):
+    torch.manual_seed(0)
+    exported = Exported(tmp_path, Scaled(), (3, 8, 8))
+    path, _ = exported.cpu()
+    kernels = kernels_of(path, "cpu", SETTINGS)
+    assert {"Mul", "QLinearMul"}.isdisjoint(kernels.operators)
+    assert kernels.integer_convolutions == 3
+    assert error(exported.infer(path), exported.float) < 0.03
+
+
 class Volumes(nn.Module):
     def __init__(self):
         super().__init__()
