@@ -30,6 +30,7 @@ from maseRT.onnxrt.unsigned import (
     keep_the_rounding_before_copies,
     make_unsigned,
     refine_nonnegative,
+    share_the_steps_of_concatenations,
     signed_tensors,
 )
 from maseRT.onnxrt.weights import look_up_integers, round_float_weights, store_weights_as_int8, transpose_weights
@@ -54,6 +55,7 @@ class Form:
         coarsened_channels: weight channels next to zero, with larger steps so that their bias fits into int32.
         global_pools: means over all positions written as global pools; the sums are the same but for their order.
         copied: activations that are copies or maxima of rounded ones, and now have their steps: no rounding is left.
+        joined: activations in the steps in which their concatenation is rounded: once, instead of twice.
         float_convolutions: results of convolutions that read floats, since the integer kernel is slower.
         batchnorms: BatchNorms written as convolutions of integers.
         widened: what is FP16 in the exported model is FP32: CPUs compute half no faster.
@@ -70,6 +72,7 @@ class Form:
     coarsened_channels: int = 0
     global_pools: int = 0
     copied: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
     float_convolutions: tuple[str, ...] = ()
     batchnorms: int = 0
     widened: bool = False
@@ -86,6 +89,11 @@ class Form:
             ),
             (len(self.added), "more activation", ": rounded to uint8, for integer kernels on both sides"),
             (len(self.copied), "activation", " behind a copy or maximum of rounded ones: not rounded again"),
+            (
+                len(self.joined),
+                "concatenated activation",
+                ": rounded once, in the steps of the result",
+            ),
             (len(self.float_convolutions), "3-D convolution", " of few channels: in float, where the kernel is faster"),
             (self.coarsened_channels, "weight channel", " next to zero: larger steps, for the bias"),
         ):
@@ -110,6 +118,7 @@ class Form:
             "coarsened_channels": self.coarsened_channels,
             "global_pools": self.global_pools,
             "copied": list(self.copied),
+            "joined": list(self.joined),
             "float_convolutions": list(self.float_convolutions),
             "batchnorms": self.batchnorms,
             "widened": self.widened,
@@ -131,9 +140,15 @@ def openvino_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, F
     ranges = _measured(graph, tensors, [], ranges_of)
     complete(graph, tensors, ranges)
     refined = refine_nonnegative(graph)
+    joined = share_the_steps_of_concatenations(graph)
     stored = store_weights_as_int8(graph)
-    form = Form(refined=refined, added=_described(tensors, ranges), int8_weights=stored, global_pools=pools)
-    return graph.finish(), form
+    return graph.finish(), Form(
+        refined=refined,
+        joined=joined,
+        added=_described(tensors, ranges),
+        int8_weights=stored,
+        global_pools=pools,
+    )
 
 
 def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
