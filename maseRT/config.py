@@ -331,8 +331,8 @@ class OnnxRuntimeSection(Section):
     device: str = Field(
         "auto",
         pattern=r"^(auto|(cpu|cuda|tensorrt|migraphx|openvino|directml|coreml)(:\d+)?)$",
-        description="auto takes a GPU where there is one, else measures the CPU provider and OpenVINO's and keeps the "
-        "faster.",
+        description="auto, cpu, cuda, tensorrt, migraphx, openvino, directml or coreml, with :N for the Nth. auto "
+        "takes a GPU where there is one, else measures the CPU provider and OpenVINO's and keeps the faster.",
     )
     batches: Positive = Field(10, description="Calibration batches of the static mode and of ranges the plan lacks.")
     calibrator: Literal["minmax", "entropy", "percentile"] = Field(
@@ -350,6 +350,14 @@ class OnnxRuntimeSection(Section):
     allow_fallback: bool = Field(
         False, description="Accept another provider than the one asked for, instead of exit code 5."
     )
+
+    @field_validator("modes")
+    @classmethod
+    def _each_once(cls, value: tuple[OnnxRuntimeMode, ...]) -> tuple[OnnxRuntimeMode, ...]:
+        twice = [mode for index, mode in enumerate(value) if mode in value[:index]]
+        if twice:
+            raise ValueError(f"'{twice[0]}' is there twice")
+        return value
 
 
 RuntimeName = Literal["torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]

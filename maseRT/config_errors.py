@@ -13,8 +13,13 @@ from maseRT.errors import did_you_mean
 
 def problems_from_validation(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Return one line per mistake: the key as the file spells it, what is wrong, the nearest valid spelling."""
+    details = error.errors()
+    # A list with a wrong entry counts as too short, on top of that entry's own mistake.
+    wrong = {detail["loc"][:-1] for detail in details}
     lines = []
-    for detail in error.errors():
+    for detail in details:
+        if detail["type"] == "too_short" and detail["loc"] in wrong:
+            continue
         line = _line(detail, model)
         if line not in lines:
             lines.append(line)
@@ -34,6 +39,9 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
             expected = str(detail["ctx"]["expected"])
             valid = re.findall(r"'([^']*)'", expected)
             return f"{key}: {detail['input']!r} is not valid{did_you_mean(str(detail['input']), valid)}"
+        case "too_short":
+            least = detail["ctx"]["min_length"]
+            return f"{key}: needs at least {'one entry' if least == 1 else f'{least} entries'}"
         case "tuple_type":
             return f"{key}: should be a list, in [brackets], got {_shown(detail['input'])}"
         case "string_pattern_mismatch":

@@ -102,6 +102,23 @@ def test_only_layer_rules_leave_the_other_layers_without_a_method(write):
     assert any("at least one method" in line for line in problems(write(text)))
 
 
+def test_a_wrong_entry_does_not_make_its_list_too_short(write):
+    assert problems(write(GOOD + '[onnxruntime]\nmodes = ["optimised"]')) == (
+        "onnxruntime.modes[0]: 'optimised' is not valid; did you mean 'optimized'?",
+    )
+
+
+def test_modes_of_onnxruntime_are_one_at_least_and_each_once(write):
+    assert problems(write(GOOD + "[onnxruntime]\nmodes = []")) == ("onnxruntime.modes: needs at least one entry",)
+    found = problems(write(GOOD + '[onnxruntime]\nmodes = ["qdq", "static", "qdq"]'))
+    assert found == ("onnxruntime.modes: 'qdq' is there twice",)
+
+
+def test_a_wrong_device_of_onnxruntime_gets_the_right_ones(write):
+    (found,) = problems(write(GOOD + '[onnxruntime]\ndevice = "gpu"'))
+    assert "'gpu' is not valid: auto, cpu, cuda" in found
+
+
 @pytest.mark.parametrize("opset", [13, 18, 21])
 def test_opset_outside_the_window(write, opset):
     (line,) = problems(write(GOOD + f"[quantize]\n[export]\nopset = {opset}"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import NodeProto
 
-from maseRT.onnxrt.graph import Graph
+from maseRT.onnxrt.graph import Graph, attribute
 
 _NONNEGATIVE = frozenset(("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Abs", "Exp", "Sqrt"))
 _UP_TO_ONE = frozenset(("Sigmoid", "HardSigmoid", "Softmax"))
@@ -50,7 +51,7 @@ def is_nonnegative(graph: Graph, tensor: str) -> bool:
     if node.op_type in _ALL_OPERANDS:
         operands = node.input[:1] if node.op_type == "ReduceSum" else node.input
         return all(is_nonnegative(graph, name) for name in operands)
-    return node.op_type in (_KEEPING | _QDQ) and is_nonnegative(graph, node.input[0])
+    return _keeps_bounds(graph, node) and is_nonnegative(graph, node.input[0])
 
 
 def upper_bound(graph: Graph, tensor: str) -> float | None:
@@ -62,9 +63,28 @@ def upper_bound(graph: Graph, tensor: str) -> float | None:
         return 1.0
     if node.op_type == "Clip":
         return clip_limits(graph, node)[1]
-    if node.op_type in (_KEEPING | _QDQ):
+    if _keeps_bounds(graph, node):
         return upper_bound(graph, node.input[0])
     return None
+
+
+def copies_values(node: NodeProto) -> bool:
+    """Tell whether a node's results are values of its first input as they are: rounding can be done before or after."""
+    if node.op_type == "Resize":
+        return bool(attribute(node, "mode", b"nearest") == b"nearest")
+    return node.op_type in SHAPE_OPS or node.op_type == "MaxPool"
+
+
+def _keeps_bounds(graph: Graph, node: NodeProto) -> bool:
+    """Tell whether zero or a positive bound on a node's first input holds for its output."""
+    if node.op_type == "Resize":
+        # A cubic one overshoots, and a crop fills in a value of its own.
+        mode, placed = attribute(node, "mode", b"nearest"), attribute(node, "coordinate_transformation_mode", b"")
+        return mode in (b"nearest", b"linear") and placed != b"tf_crop_and_resize"
+    if node.op_type == "Pad":
+        value = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        return value is not None and not value.any()
+    return node.op_type in (_KEEPING | _QDQ)
 
 
 def clip_limits(graph: Graph, node: NodeProto) -> tuple[float | None, float | None]:

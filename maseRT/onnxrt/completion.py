@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from maseRT.onnxrt.bounds import SHAPE_OPS, clip_limits, is_nonnegative, upper_bound
+from maseRT.onnxrt.bounds import SHAPE_OPS, clip_limits, copies_values, is_nonnegative, upper_bound
 from maseRT.onnxrt.gates import is_gate
 from maseRT.onnxrt.graph import Graph, attribute
+from maseRT.onnxrt.norms import could_be_convolution
 from maseRT.onnxrt.qdq import is_dequantized
 from maseRT.onnxrt.unsigned import Range, unsigned_parameters
 
 _JOINS = frozenset(("Add", "Mul", "Concat"))
 _POOLS = frozenset(("AveragePool", "GlobalAveragePool"))
-_SPATIAL = ([2, 3], [-2, -1])
 
 _FUSED_WITH_GEMM = frozenset(
     ("LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Selu", "Softplus", "Softsign", "ThresholdedRelu")
@@ -36,25 +36,22 @@ class Incomplete:
     Attributes:
         tensor: its name.
         reason: what for.
-        like: a QuantizeLinear whose range it can share at no loss; None when the range has to be measured.
+        like: whose range it can share at no loss: a QuantizeLinear, or the name of a tensor that gets a pair before it;
+            None when the range has to be measured.
     """
 
     tensor: str
     reason: str
-    like: NodeProto | None
+    like: NodeProto | str | None
 
 
-def use_global_pools(graph: Graph) -> int:
-    """Write means over all positions as GlobalAveragePool, which has an integer kernel; returns how many there were."""
-    found = [node for node in graph.nodes if _is_global_mean(graph, node)]
+def skip_joins_of_one(graph: Graph) -> int:
+    """Take out Concat nodes of one tensor, as dense blocks begin with; returns how many there were."""
+    found = [node for node in graph.nodes if node.op_type == "Concat" and len(node.input) == 1]
+    found = [node for node in found if not graph.is_output(node.output[0])]
     for node in found:
-        data, output = node.input[0], node.output[0]
-        keep = bool(attribute(node, "keepdims", 1))
+        graph.redirect(node.output[0], node.input[0], graph.readers(node.output[0]))
         graph.remove(node)
-        pooled = output if keep else graph.fresh(f"{output}_pooled")
-        graph.add_node("GlobalAveragePool", [data], pooled, like=node)
-        if not keep:
-            graph.add_node("Flatten", [pooled], output, like=node, axis=1)
     return len(found)
 
 
@@ -86,13 +83,6 @@ def _is_integer_gemm(graph: Graph, node: NodeProto) -> bool:
     return weight is not None and weight.op_type == "DequantizeLinear"
 
 
-def _is_global_mean(graph: Graph, node: NodeProto) -> bool:
-    if node.op_type != "ReduceMean" or len(node.input) < 2 or graph.rank(node.input[0]) != 4:
-        return False
-    axes = graph.constant(node.input[1])
-    return axes is not None and sorted(axes.tolist()) in _SPATIAL
-
-
 def incomplete_tensors(graph: Graph, *, activations: bool = True) -> list[Incomplete]:
     """Return the tensors that need a Q/DQ pair so that every integer kernel that can run does, in execution order.
 
@@ -102,6 +92,8 @@ def incomplete_tensors(graph: Graph, *, activations: bool = True) -> list[Incomp
     """
     found: dict[str, Incomplete] = {}
     for node in graph.nodes:
+        if activations:
+            found |= {entry.tensor: entry for entry in _copies_of_integers(graph, node, found)}
         reason = _wants_integer_output(graph, node, found, activations=activations)
         if reason is None:
             continue
@@ -128,6 +120,33 @@ def _is_pooled(graph: Graph, tensor: str) -> bool:
     return reader is not None and reader.op_type == "GlobalAveragePool" and is_nonnegative(graph, tensor)
 
 
+def _copies_of_integers(graph: Graph, node: NodeProto, found: Mapping[str, Incomplete]) -> list[Incomplete]:
+    """Return a node's results that are copies of integers and joined with others, as upsampled or shuffled ones are.
+
+    Without a pair of their own they are no integers to the kernel that joins them.
+    """
+    if not copies_values(node):
+        return []
+    source = node.input[0]
+    dequantize = graph.producer(source) if is_dequantized(graph, source) else None
+    like = source if source in found else None if dequantize is None else graph.producer(dequantize.input[0])
+    if like is None:
+        return []
+    return [
+        Incomplete(tensor, "copies of integers that are joined with others", like)
+        for tensor in node.output
+        if _is_joined(graph, tensor) and any(reader.op_type != "QuantizeLinear" for reader in graph.readers(tensor))
+    ]
+
+
+def _is_joined(graph: Graph, tensor: str) -> bool:
+    """Tell whether a tensor or copies of it are added, multiplied or concatenated."""
+    return any(
+        reader.op_type in _JOINS or (copies_values(reader) and any(_is_joined(graph, name) for name in reader.output))
+        for reader in graph.readers(tensor)
+    )
+
+
 def complete(graph: Graph, tensors: list[Incomplete], ranges: Mapping[str, Range]) -> None:
     """Insert the pairs, uint8 where the range is a measured one.
 
@@ -136,8 +155,11 @@ def complete(graph: Graph, tensors: list[Incomplete], ranges: Mapping[str, Range
         tensors: of `incomplete_tensors`.
         ranges: least and greatest value of every tensor that shares no range.
     """
+    known: dict[str, tuple[str, str]] = {}
     for entry in tensors:
-        if entry.like is not None:
+        if isinstance(entry.like, str):
+            scale, zero_point = known[entry.like]
+        elif entry.like is not None:
             scale, zero_point = entry.like.input[1], entry.like.input[2]
         else:
             step, zero = unsigned_parameters(
@@ -147,6 +169,7 @@ def complete(graph: Graph, tensors: list[Incomplete], ranges: Mapping[str, Range
             )
             scale = graph.add_constant(f"{entry.tensor}_scale", np.array(step, np.float32))
             zero_point = graph.shared_constant(f"zero_point_{zero}", np.array(zero, np.uint8))
+        known[entry.tensor] = scale, zero_point
         _insert_pair(graph, entry.tensor, scale, zero_point)
 
 
@@ -186,9 +209,17 @@ def _wants_integer_output(
         return f"result of {node.op_type} on integers"
     if node.op_type in _POOLS and integer(node.input[0]):
         return f"result of {node.op_type} on integers"
+    if activations and could_be_convolution(graph, node) and integer(node.input[0]):
+        return "BatchNormalization of integers" if _goes_on_in_integers(graph, node) else None
     if activations and node.op_type == "LeakyRelu" and integer(node.input[0]):
         return "result of LeakyRelu on integers"
     return f"{node.op_type} that multiplies integers" if activations and is_gate(graph, node, integer) else None
+
+
+def _goes_on_in_integers(graph: Graph, node: NodeProto) -> bool:
+    """Tell whether what reads a node's result has an integer kernel: only then is it worth a rounding."""
+    integer = {"QuantizeLinear", "Sigmoid", "HardSigmoid", "LeakyRelu"} | _JOINS | _POOLS
+    return any(reader.op_type in integer for reader in graph.readers(_fused_output(graph, node)))
 
 
 def _embeds_patches(graph: Graph, convolution: NodeProto) -> bool:
@@ -242,7 +273,7 @@ def _shared_range(graph: Graph, tensor: str) -> NodeProto | None:
 def _quantizer_ahead(graph: Graph, node: NodeProto) -> NodeProto | None:
     if node.op_type == "QuantizeLinear":
         return node
-    if node.op_type != "MaxPool" and node.op_type not in SHAPE_OPS:
+    if not copies_values(node):
         return None
     reader = graph.only_reader(node.output[0])
     return None if reader is None else _quantizer_ahead(graph, reader)

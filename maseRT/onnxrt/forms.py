@@ -16,12 +16,23 @@ from maseRT.onnxrt.completion import (
     incomplete_around_pools,
     incomplete_tensors,
     keep_relus_apart,
-    use_global_pools,
+    skip_joins_of_one,
 )
-from maseRT.onnxrt.gates import add_hardsigmoids, write_out_hardswishes
+from maseRT.onnxrt.factors import absorb_channel_factors
+from maseRT.onnxrt.gates import add_hardsigmoids, use_leaky_relus, write_out_hardswishes
 from maseRT.onnxrt.graph import Graph
+from maseRT.onnxrt.norms import write_batchnorms_as_convolutions
 from maseRT.onnxrt.pads import absorb_pads
-from maseRT.onnxrt.unsigned import Range, make_unsigned, refine_nonnegative, signed_tensors
+from maseRT.onnxrt.pools import divide_by_what_is_there, use_global_pools
+from maseRT.onnxrt.slow_kernels import compute_in_float
+from maseRT.onnxrt.unsigned import (
+    Range,
+    keep_the_rounding_before_copies,
+    make_unsigned,
+    refine_nonnegative,
+    share_the_steps_of_concatenations,
+    signed_tensors,
+)
 from maseRT.onnxrt.weights import look_up_integers, round_float_weights, store_weights_as_int8, transpose_weights
 
 RangesOf = Callable[[ModelProto, Sequence[str]], Mapping[str, Range]]
@@ -43,6 +54,10 @@ class Form:
         int32_biases: biases of matrix products with a float result, stored as int32.
         coarsened_channels: weight channels next to zero, with larger steps so that their bias fits into int32.
         global_pools: means over all positions written as global pools; the sums are the same but for their order.
+        copied: activations that are copies or maxima of rounded ones, and now have their steps: no rounding is left.
+        joined: activations in the steps in which their concatenation is rounded: once, instead of twice.
+        float_convolutions: results of convolutions that read floats, since the integer kernel is slower.
+        batchnorms: BatchNorms written as convolutions of integers.
         widened: what is FP16 in the exported model is FP32: CPUs compute half no faster.
     """
 
@@ -56,27 +71,36 @@ class Form:
     int32_biases: int = 0
     coarsened_channels: int = 0
     global_pools: int = 0
+    copied: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
+    float_convolutions: tuple[str, ...] = ()
+    batchnorms: int = 0
     widened: bool = False
 
     def changes(self) -> list[str]:
         """Say in sentences what the numbers of this form differ in from those of the symmetric one."""
         said = ["what is FP16 in the exported model is FP32"] if self.widened else []
-        if self.refined:
-            said.append(
-                f"{len(self.refined)} activations that are never negative have 255 steps of amax / 255 instead of "
-                "127 of amax / 127"
-            )
-        if self.fitted:
-            said.append(
-                f"{len(self.fitted)} signed activations have their 255 steps where the calibration data lie, "
-                "instead of over the symmetric range"
-            )
-        if self.added:
-            said.append(f"{len(self.added)} more activations are rounded to uint8, for integer kernels on both sides")
+        for count, noun, change in (
+            (len(self.refined), "activation", ", never negative: 255 steps of amax / 255 instead of 127 of amax / 127"),
+            (
+                len(self.fitted),
+                "signed activation",
+                ": 255 steps where the calibration data lie, instead of over the symmetric range",
+            ),
+            (len(self.added), "more activation", ": rounded to uint8, for integer kernels on both sides"),
+            (len(self.copied), "activation", " behind a copy or maximum of rounded ones: not rounded again"),
+            (
+                len(self.joined),
+                "concatenated activation",
+                ": rounded once, in the steps of the result",
+            ),
+            (len(self.float_convolutions), "3-D convolution", " of few channels: in float, where the kernel is faster"),
+            (self.coarsened_channels, "weight channel", " next to zero: larger steps, for the bias"),
+        ):
+            if count:
+                said.append(f"{count} {noun}{'' if count == 1 else 's'}{change}")
         if self.rounded_biases:
             said.append("the biases of INT8 products are rounded to int32, in steps of input step x weight step")
-        if self.coarsened_channels:
-            said.append(f"{self.coarsened_channels} weight channels next to zero have larger steps, for their bias")
         return said
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,6 +117,10 @@ class Form:
             "int32_biases": self.int32_biases,
             "coarsened_channels": self.coarsened_channels,
             "global_pools": self.global_pools,
+            "copied": list(self.copied),
+            "joined": list(self.joined),
+            "float_convolutions": list(self.float_convolutions),
+            "batchnorms": self.batchnorms,
             "widened": self.widened,
         }
 
@@ -112,9 +140,15 @@ def openvino_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, F
     ranges = _measured(graph, tensors, [], ranges_of)
     complete(graph, tensors, ranges)
     refined = refine_nonnegative(graph)
+    joined = share_the_steps_of_concatenations(graph)
     stored = store_weights_as_int8(graph)
-    form = Form(refined=refined, added=_described(tensors, ranges), int8_weights=stored, global_pools=pools)
-    return graph.finish(), form
+    return graph.finish(), Form(
+        refined=refined,
+        joined=joined,
+        added=_described(tensors, ranges),
+        int8_weights=stored,
+        global_pools=pools,
+    )
 
 
 def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
@@ -125,12 +159,19 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
         ranges_of: measures the tensors that need a range of their own.
     """
     graph, pools = _prepared(model)
+    absorb_channel_factors(graph)
+    use_leaky_relus(graph)
     write_out_hardswishes(graph)
-    graph = Graph(graph.finish())
+    slow = compute_in_float(graph)
+    divide_by_what_is_there(graph)
+    graph = _reopened(graph)
     tensors = incomplete_tensors(graph)
     ranges = _measured(graph, tensors, signed_tensors(graph), ranges_of)
     complete(graph, tensors, ranges)
     unsigned = make_unsigned(graph, ranges)
+    copied = keep_the_rounding_before_copies(graph)
+    graph = _reopened(graph)
+    norms = write_batchnorms_as_convolutions(graph)
     coarsened = make_room_for_biases(graph)
     keep_relus_apart(graph)
     biases = quantize_biases(graph)
@@ -150,6 +191,9 @@ def cpu_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
         int32_biases=biases,
         coarsened_channels=coarsened,
         global_pools=pools,
+        copied=copied,
+        float_convolutions=slow,
+        batchnorms=norms,
     )
 
 
@@ -157,8 +201,14 @@ def _prepared(model: ModelProto) -> tuple[Graph, int]:
     """Return a copy with global pools and paddings as kernels know them, and how many pools were written anew."""
     graph = Graph(onnx.shape_inference.infer_shapes(model))
     pools = use_global_pools(graph)
+    skip_joins_of_one(graph)
     absorb_pads(graph)
     return Graph(graph.finish()), pools
+
+
+def _reopened(graph: Graph) -> Graph:
+    """Return the edited graph with the ranks of its tensors."""
+    return Graph(onnx.shape_inference.infer_shapes(graph.finish()))
 
 
 def _measured(

@@ -30,6 +30,19 @@ def write_out_hardswishes(graph: Graph) -> int:
     return len(found)
 
 
+def use_leaky_relus(graph: Graph) -> int:
+    """Write PRelu of one slope as LeakyRelu, which has an integer kernel; returns how many there were."""
+    found = 0
+    for node in [node for node in graph.nodes if node.op_type == "PRelu"]:
+        slope = graph.constant(node.input[1])
+        if slope is not None and slope.size == 1:
+            data, output = node.input[0], node.output[0]
+            graph.remove(node)
+            graph.add_node("LeakyRelu", [data], output, like=node, alpha=float(slope.reshape(())))
+            found += 1
+    return found
+
+
 def is_gate(graph: Graph, node: NodeProto, integer: Callable[[str], bool]) -> bool:
     """Tell whether a node's result only multiplies a tensor that is rounded to integers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,14 @@ class Mixed:
     Attributes:
         half: nodes in FP16.
         kept: names of the nodes that stayed FP32, in execution order.
+        untried: how many of these were in no piece small enough, when the trials were used up.
         trials: models that were tried.
         worst: the largest |difference| - rtol * |expected| of the result, at most atol.
     """
 
     half: int
     kept: tuple[str, ...]
+    untried: int
     trials: int
     worst: float
 
@@ -40,8 +43,8 @@ def auto_mixed(
     FP16 is simulated: what turned nodes read and write is rounded to it, sums are FP32. (Asked to run an FP16 model,
     ONNX Runtime's CPU provider computes in FP32 and leaves most of the roundings out, overflows included.)
 
-    Nodes are tried in one piece, then in halves, down to single ones: a piece turns to FP16 when the outputs of all it
-    and all turned before it stay within atol + rtol * |expected|.
+    Nodes are tried in one piece, then in halves, in quarters, down to single ones: a piece turns to FP16 when the
+    outputs with it and all turned before it stay within atol + rtol * |expected|.
 
     Args:
         model: FP32; not changed.
@@ -59,7 +62,7 @@ def auto_mixed(
     search.turn(names)
     kept = tuple(name for name in names if name not in search.turned)
     result = search.converted(set(kept)) if search.turned else search.model
-    return result, Mixed(len(search.turned), kept, search.trials, search.excess(search.turned))
+    return result, Mixed(len(search.turned), kept, search.untried, search.trials, search.excess(search.turned))
 
 
 class _Search:
@@ -71,6 +74,7 @@ class _Search:
         self.model = _with_names(model)
         self.turned: set[str] = set()
         self.trials = 0
+        self.untried = 0
         self._names = {node.name for node in self.model.graph.node}
         self._feeds = feeds
         self._rtol = rtol
@@ -79,17 +83,18 @@ class _Search:
         self._max_trials = max_trials
         self._expected = self._outputs(self.model)
 
-    def turn(self, piece: Sequence[str]) -> None:
-        """Turn as much of a piece as can be."""
-        if not piece or self.trials >= self._max_trials:
-            return
-        self.trials += 1
-        if self._accepts(self.turned | set(piece)):
-            self.turned |= set(piece)
-        elif len(piece) > 1:
-            middle = len(piece) // 2
-            self.turn(piece[:middle])
-            self.turn(piece[middle:])
+    def turn(self, names: Sequence[str]) -> None:
+        """Turn as many nodes as can be, large pieces first: the trials would not last to the small ones everywhere."""
+        waiting = deque([names] if names else [])
+        while waiting and self.trials < self._max_trials:
+            piece = waiting.popleft()
+            self.trials += 1
+            if self._accepts(self.turned | set(piece)):
+                self.turned |= set(piece)
+            elif len(piece) > 1:
+                middle = len(piece) // 2
+                waiting += [piece[:middle], piece[middle:]]
+        self.untried = sum(len(piece) for piece in waiting)
 
     def converted(self, kept: set[str]) -> ModelProto:
         """Return the model in FP16 but for some nodes."""

@@ -71,12 +71,12 @@ def has_integer_kernel(graph: Graph, dequantize: NodeProto) -> bool:
     return bool(products) and all(
         node.op_type in PRODUCTS
         and is_dequantized(graph, node.input[0])
-        and (node.op_type != "Conv" or _is_rounded(graph, node.output[0]))
+        and (node.op_type != "Conv" or is_rounded(graph, node.output[0]))
         for node in products
     )
 
 
-def _is_rounded(graph: Graph, tensor: str) -> bool:
+def is_rounded(graph: Graph, tensor: str) -> bool:
     """Tell whether only QuantizeLinear reads a tensor, behind the activation that disappears in it if there is one."""
     readers = graph.readers(tensor)
     if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):

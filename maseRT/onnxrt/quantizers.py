@@ -14,6 +14,7 @@ import onnx
 
 from maseRT.errors import StepError
 from maseRT.onnxrt.graph import Array, Graph
+from maseRT.onnxrt.pools import divide_by_what_is_there, is_divided_wrongly
 from maseRT.onnxrt.providers import SessionSettings, parse_device
 from maseRT.runtimes.onnxruntime import create_session
 
@@ -72,10 +73,10 @@ def preprocess(model: Path, out: Path) -> None:
 
     with _named(model, "pre-process"), _silent():
         quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
-        # quantize_dynamic transposes weights and then trips over the shapes that were noted before.
-        prepared = onnx.load(out)
-        del prepared.graph.value_info[:]
-        onnx.save(prepared, out)
+        graph = Graph(onnx.load(out))
+        divide_by_what_is_there(graph)
+        # The graph comes without the shapes noted before: quantize_dynamic transposes weights and then trips over them.
+        onnx.save(graph.finish(), out)
 
 
 def quantize_static(preprocessed: Path, out: Path, feeds: Iterable[Feed], settings: StaticSettings) -> None:
@@ -109,7 +110,7 @@ def quantize_static(preprocessed: Path, out: Path, feeds: Iterable[Feed], settin
             weight_type=QuantType.QInt8,
             calibrate_method=getattr(CalibrationMethod, _CALIBRATORS[settings.calibrator]),
             op_types_to_quantize=_TOKEN_OPS if _normalizes_layers(graph) else None,
-            nodes_to_exclude=_products_of_activations(graph),
+            nodes_to_exclude=_products_of_activations(graph) + _averages_divided_wrongly(graph),
             extra_options=options,
         )
 
@@ -163,6 +164,10 @@ def _products_of_activations(graph: Graph) -> list[str]:
         for node in graph.nodes
         if node.op_type == "MatMul" and all(graph.constant(name) is None for name in node.input)
     ]
+
+
+def _averages_divided_wrongly(graph: Graph) -> list[str]:
+    return [node.name for node in graph.nodes if is_divided_wrongly(node)]
 
 
 @contextmanager

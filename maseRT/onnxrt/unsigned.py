@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from maseRT.onnxrt.bounds import is_nonnegative, upper_bound
+from maseRT.onnxrt.bounds import copies_values, is_nonnegative, upper_bound
 from maseRT.onnxrt.graph import Graph
-from maseRT.onnxrt.qdq import scale_of, symmetric_pairs
+from maseRT.onnxrt.qdq import is_dequantized, scale_of, symmetric_pairs
 
 _LEVELS = 255
 _CLEARLY_LESS = 0.95
@@ -80,6 +80,74 @@ def make_unsigned(graph: Graph, ranges: Mapping[str, Range]) -> Unsigned:
             shifted.append(node.input[0])
             _requantize(graph, node, name, 128)
     return Unsigned(refined, tuple(fitted), tuple(shifted))
+
+
+def keep_the_rounding_before_copies(graph: Graph) -> tuple[str, ...]:
+    """Give the Q/DQ pairs of copies of rounded values the parameters of these; returns the activations that had others.
+
+    Copies, and maxima, of integers are integers: there is nothing to round. Data give them other parameters where the
+    extreme was not taken along, and then a max pool or a split runs in float. To be called when all pairs are unsigned.
+    """
+    changed = []
+    for node in [node for node in graph.nodes if copies_values(node) and is_dequantized(graph, node.input[0])]:
+        source = graph.producer(node.input[0])
+        for tensor in node.output:
+            readers = graph.readers(tensor)
+            if source is None or graph.is_output(tensor) or any(each.op_type != "QuantizeLinear" for each in readers):
+                continue
+            others = [each for each in readers if list(each.input[1:]) != list(source.input[1:])]
+            for quantize in others:
+                _share(graph, quantize, source.input[1], source.input[2])
+            changed += [tensor] if others else []
+    return tuple(changed)
+
+
+def share_the_steps_of_concatenations(graph: Graph) -> tuple[str, ...]:
+    """Give what is concatenated the steps in which the result is rounded; returns the activations that had others.
+
+    They end in these steps anyway, and are rounded once instead of twice. Where any is negative, all become uint8 with
+    zero point 128: with int8 ones, what OpenVINO 2026.4 computes of a U-Net is wrong by half. To be called when all
+    pairs have their final types.
+    """
+    changed: list[str] = []
+    for node in [node for node in graph.nodes if node.op_type == "Concat" and not graph.is_output(node.output[0])]:
+        readers = graph.readers(node.output[0])
+        sources = [source for name in node.input if (source := _pair_of(graph, name)) is not None]
+        parameters = {tuple(reader.input[1:3]) for reader in readers}
+        rounded = all(reader.op_type == "QuantizeLinear" for reader in readers)
+        if len(sources) < len(node.input) or not rounded or len(parameters) != 1:
+            continue
+        scale, zero_point = parameters.pop()
+        changed += [source.input[0] for source in sources if source.input[1] != scale]
+        zero = graph.constant(zero_point)
+        if zero is not None and zero.dtype == np.int8:
+            zero_point = graph.shared_constant("zero_point_128", np.array(128, np.uint8))
+        for quantize in readers:
+            _share(graph, quantize, scale, zero_point)
+        for index, source in enumerate(sources):
+            graph.set_input(node, index, _another_pair(graph, source, scale, zero_point))
+    return tuple(changed)
+
+
+def _pair_of(graph: Graph, tensor: str) -> NodeProto | None:
+    """Return the QuantizeLinear of a tensor that comes out of a Q/DQ pair."""
+    dequantize = graph.producer(tensor) if is_dequantized(graph, tensor) else None
+    return None if dequantize is None else graph.producer(dequantize.input[0])
+
+
+def _another_pair(graph: Graph, quantize: NodeProto, scale: str, zero_point: str) -> str:
+    """Return what a QuantizeLinear reads, behind a pair of other parameters; its own may have other readers."""
+    tensor = quantize.input[0]
+    integers, result = graph.fresh(f"{tensor}_joined"), graph.fresh(f"{tensor}_joined_dequantized")
+    graph.add_node("QuantizeLinear", [tensor, scale, zero_point], integers, like=quantize)
+    graph.add_node("DequantizeLinear", [integers, scale, zero_point], result, like=quantize)
+    return result
+
+
+def _share(graph: Graph, quantize: NodeProto, scale: str, zero_point: str) -> None:
+    for each in (quantize, *graph.readers(quantize.output[0])):
+        graph.set_input(each, 1, scale)
+        graph.set_input(each, 2, zero_point)
 
 
 def _refine(graph: Graph, node: NodeProto) -> None:

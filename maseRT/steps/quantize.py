@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maseRT.config import QuantizeSection
+from maseRT.errors import UsageError
 from maseRT.models.weights import fit_names
 from maseRT.onnx_export import check_traceable
 from maseRT.plan import LayerPlan, Plan
@@ -30,6 +31,7 @@ def run(context: Context, section: QuantizeSection) -> StepResult:
     load_float_weights(context, setting.model)
     _check_ahead(context, setting)
     plan, ranges = _plan(context, setting, section)
+    _check_ranges_come(context, plan, ranges)
     workspace = context.workspace
     write_json(workspace.plan, plan.to_json())
     model = quantize_model(setting.model, plan, master_weights=True)
@@ -60,6 +62,21 @@ def _check_ahead(context: Context, setting: Setting) -> None:
         schedule_from(config, user_checkpoint(context))
     if config.export is not None:
         check_traceable(setting.model, setting.example, dynamic=config.export.dynamic)
+
+
+def _check_ranges_come(context: Context, plan: Plan, ranges: dict[str, Tensor]) -> None:
+    """Tell of INT8 layers that are to be exported, and whose ranges nothing measures.
+
+    Raises:
+        UsageError: there are such.
+    """
+    config = context.config
+    if plan.has_int8 and not ranges and config.export is not None and config.calibrate is None:
+        raise UsageError(
+            "the model gets INT8 layers, and no step measures their ranges",
+            where=str(config.model.name),
+            fix='add a [calibrate] section, or ask for another [quantize] precision, such as "fp16"',
+        )
 
 
 def _plan(context: Context, setting: Setting, section: QuantizeSection) -> tuple[Plan, dict[str, Tensor]]:

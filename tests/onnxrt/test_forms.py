@@ -171,6 +171,39 @@ def test_openvino_keeps_the_biases_of_a_patch_embedding(in_openvino, tmp_path):
     assert error(in_openvino(path, exported), _plain(path, exported)) < 0.005
 
 
+class Decoder(nn.Module):
+    """Concatenates what is never negative with what may be, as a U-Net does."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.join, self.out = nn.Conv2d(32, 16, 3, padding=1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        skip = torch.relu(self.down(x))
+        up = nn.functional.interpolate(self.up(nn.functional.max_pool2d(skip, 2)), scale_factor=2)
+        return self.out(torch.relu(self.join(torch.cat([up, skip], 1)))).flatten(1)
+
+
+def test_openvino_gets_concatenations_in_one_step_and_type(tmp_path):
+    """Of int8 ones it computes something else."""
+    exported = odd(tmp_path, Decoder(), 0, shape=(3, 16, 16), head=nn.Identity())
+    path, form = exported.openvino()
+    graph = Graph(onnx.load(path))
+    (join,) = (node for node in graph.nodes if node.op_type == "Concat")
+    pairs = [graph.producer(name) for name in join.input] + graph.readers(join.output[0])
+    assert len({tuple(node.input[1:3]) for node in pairs}) == 1
+    assert graph.constant(pairs[0].input[2]).dtype == np.uint8
+    assert any("concatenated activation" in change for change in form.changes())
+    assert error(_plain(path, exported), exported.float) < 0.05
+
+
+def test_openvino_computes_what_its_form_says_of_concatenations(in_openvino, tmp_path):
+    exported = odd(tmp_path, Decoder(), 0, shape=(3, 16, 16), head=nn.Identity())
+    path, _ = exported.openvino()
+    assert error(in_openvino(path, exported), _plain(path, exported)) < 0.01
+
+
 class Patches(nn.Module):
     """A vision transformer's first layers."""
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 from maseRT.config import ModelSection
@@ -182,3 +183,18 @@ def test_what_overflows_stays_fp32(tmp_path):
     out = tmp_path / "mixed.onnx"
     onnx.save(model, out)
     assert large.error(out) < 0.01
+
+
+def test_trials_are_not_spent_on_the_first_nodes_alone():
+    """Sixteen products, of which the first eight overflow in FP16."""
+    factors = [1e6, *[1.0] * 6, 1e-6, *[1.0] * 8]
+    names = ["input", *(f"x{index}" for index in range(15)), "output"]
+    nodes = [helper.make_node("Mul", [names[i], f"w{i}"], [names[i + 1]], name=f"mul{i}") for i in range(16)]
+    weights = [numpy_helper.from_array(np.array(factor, np.float32), f"w{i}") for i, factor in enumerate(factors)]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 4]) for name in ("input", "output")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    feed = {"input": np.linspace(1, 2, 8, dtype=np.float32).reshape(2, 4)}
+    _, mixed = auto_mixed(model, [feed], rtol=0.01, atol=0.01, keep_io_types=True, max_trials=6)
+    assert mixed.half >= 8
+    assert "mul0" in mixed.kept

@@ -11,7 +11,7 @@ from projects import Project, new_project
 
 from maseRT.checkpoints import load_tensors, save_tensors
 from maseRT.data.loading import load_data
-from maseRT.errors import ExitCode, MaseRTError, StepError
+from maseRT.errors import ExitCode, MaseRTError, StepError, UsageError
 from maseRT.records import read_record, sha256
 from maseRT.steps.epochs import Epochs
 
@@ -328,3 +328,23 @@ def test_other_ways_to_fine_tune_leave_a_model_that_exports(finished, override):
     after, _ = load_tensors(finished.workspace.epoch_checkpoint(1), made_by="finetune")
     moved = bool((before["conv2.input_quantizer.amax"] != after["conv2.input_quantizer.amax"]).any())
     assert moved == ("learned" in override)
+
+
+def test_int8_layers_without_a_calibration_are_told_before_anything_is_made(tmp_path):
+    """`transform` used to train and quantize, and to say at the export that a range was not set."""
+    config = """
+[run]
+device = "cpu"
+[model]
+name = "digits-cnn"
+random_weights = true
+[data]
+name = "digits"
+[quantize]
+[export]
+"""
+    project = new_project(tmp_path / "project", config)
+    with pytest.raises(UsageError, match="no step measures their ranges") as caught:
+        project.transform()
+    assert "[calibrate]" in caught.value.fix
+    assert not project.workspace.plan.exists()
