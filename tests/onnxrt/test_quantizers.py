@@ -1,5 +1,7 @@
 """ONNX Runtime's quantizers on our exports, and FP16 by tolerance."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -130,8 +132,8 @@ def test_dynamic_quantization_says_when_it_found_nothing(tmp_path):
 def test_a_file_that_is_no_model_is_named(tmp_path):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no model")
-    for call in (optimize, preprocess, quantize_dynamic):
-        with pytest.raises(StepError, match="failed") as caught:
+    for call in (partial(optimize, device="cpu"), preprocess, quantize_dynamic):
+        with pytest.raises(StepError, match=r"failed|cannot load") as caught:
             call(path, tmp_path / "out.onnx")
         assert str(path) in str(caught.value)
 
