@@ -9,7 +9,7 @@ from torch import nn
 
 from maseRT.plan import Fold
 from maseRT.quant.fold import BATCHNORMS, applies_activation, fold_refusal
-from maseRT.quant.operations import joined
+from maseRT.quant.operations import joined, runs_as
 from maseRT.quant.trace import Graph, Kind, Node
 
 _RESHAPING = ("flatten", "reshape", "view", "unflatten")
@@ -119,10 +119,15 @@ def _way_back(graph: Graph, batchnorm: Node) -> list[Node]:
 def _keeps_channels(node: Node) -> bool:
     if node.op == "contiguous":
         return True
-    if not (isinstance(node.module, _PASSING) or (node.kind is Kind.OPERATION and node.op in _RESHAPING)):
+    if not (_passes(node.module) or (node.kind is Kind.OPERATION and node.op in _RESHAPING)):
         return False
     before, after = node.operands[0].shape, node.shape
     return before == after or before[:2] == after[:2] or (len(after) == 2 and before[-1:] == after[-1:])
+
+
+def _passes(layer: nn.Module | None) -> bool:
+    """Whether a layer hands on what it reads, and neither its own forward nor a hook does anything to it."""
+    return layer is not None and runs_as(layer, _PASSING) and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _value_readers(graph: Graph, node: Node) -> list[tuple[Node, int]]:
