@@ -376,7 +376,7 @@ class DriftLimits(Section):
 class AnalyzeSection(Section):
     """[analyze]: what is measured."""
 
-    runtimes: tuple[RuntimeName, ...] = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
+    runtimes: tuple[RuntimeName, ...] = Field(("torch", "onnxruntime", "tensorrt", "tensorrt-rtx"), min_length=1)
     split: Literal["validation", "test"] = "test"
     batches: Positive | None = Field(None, description="Evaluate on the first N batches only.")
     batch_sizes: tuple[Positive, ...] | None = Field(
@@ -393,13 +393,6 @@ class AnalyzeSection(Section):
     sensitivity: bool = Field(False, description="Rank the layers by what quantizing each alone costs.")
     sensitivity_batches: Positive = Field(4, description="Validation batches that each layer's pass takes.")
     sensitivity_layers: Positive = Field(3, description="How many of the worst layers the proposed rules keep in FP16.")
-
-    @field_validator("runtimes")
-    @classmethod
-    def _one_at_least(cls, value: tuple[RuntimeName, ...]) -> tuple[RuntimeName, ...]:
-        if not value:  # min_length would complain about a misspelled one as well
-            raise ValueError("needs at least one runtime")
-        return value
 
 
 class Speedup(Section):
