@@ -133,9 +133,9 @@ def prune(folder: Path, rows: Collection[str], *, most_bytes: int = KEPT_BYTES) 
     kept = 0
     for path in sorted(folder.glob("*.json"), key=lambda path: _size(path.with_suffix(""))):
         size = _size(path.with_suffix(""))
-        kept += size
-        if path.stem not in rows or kept > most_bytes:
-            kept -= size
+        if path.stem in rows and kept + size <= most_bytes:
+            kept += size
+        else:
             path.unlink(missing_ok=True)
     for path in folder.iterdir() if folder.exists() else ():
         if path.suffix != ".json" and not path.with_name(f"{path.name}.json").exists():
