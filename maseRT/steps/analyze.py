@@ -29,11 +29,11 @@ from maseRT.steps.answers import Answers, prune
 from maseRT.steps.artifacts import Artifact, artifacts
 from maseRT.steps.common import Setting, load_plan, set_up
 from maseRT.steps.drifting import drift
+from maseRT.steps.evaluating import Evaluated, evaluate_rows
 from maseRT.steps.measuring import Measured, Measurement, measure
 from maseRT.steps.resume import Finished
 from maseRT.steps.rows import TRANSFERS, hardware_name, not_run, row_of, versions_of
 from maseRT.steps.sensitivity import Sensitivity, sensitivity
-from maseRT.steps.showing import Shown, show
 from maseRT.steps.table import STEPS, Context, StepResult, final_plan
 from maseRT.workers.local import LocalWorker
 from maseRT.workers.process import ProcessWorker
@@ -70,17 +70,17 @@ def run(context: Context, section: AnalyzeSection) -> StepResult:
     setting = set_up(context)
     with ExitStack() as stack:
         rows = _open(context, setting, section, stack)
-        shown = _show(context, setting, section, rows)
+        evaluated = _evaluate(context, setting, section, rows)
         batches = _timed_batches(context, setting, section)
         devices = {each.name: computing(each.device) for each in rows.artifacts if each.name in rows.timed}
         finished = Finished(workspace.unfinished("analyze"), key=_measuring_key(context, rows), step="analyze")
         measurement = measure(rows.timed, devices, batches, section, finished, context.reporter)
-    rungs = drift(context, setting, rows.artifacts, shown, section)
+    rungs = drift(context, setting, rows.artifacts, evaluated, section)
     ranking = sensitivity(context, setting, section) if section.sensitivity else None
     for name, row in measurement.rows.items():
-        row.take_memory(shown.memory[name])
-    report = _report(context, section, setting, rows, shown, measurement.rows)
-    resumed = _resumed(shown, measurement)
+        row.take_memory(evaluated.memory[name])
+    report = _report(context, section, setting, rows, evaluated, measurement.rows)
+    resumed = _resumed(evaluated, measurement)
     report = report.model_copy(
         update={
             "drift": rungs,
@@ -121,7 +121,7 @@ def _worker(artifact: Artifact, opener: Opener, *, isolate: bool) -> Worker:
     return kind(artifact.name, opener, device=device)
 
 
-def _show(context: Context, setting: Setting, section: AnalyzeSection, rows: Rows) -> Shown:
+def _evaluate(context: Context, setting: Setting, section: AnalyzeSection, rows: Rows) -> Evaluated:
     workspace = context.workspace
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,7 +135,7 @@ def _show(context: Context, setting: Setting, section: AnalyzeSection, rows: Row
         if artifact.name in rows.workers
     }
     size = context.config.data.batch_size
-    return show(rows.workers, batches, answers, task=setting.task, batch_size=size)
+    return evaluate_rows(rows.workers, batches, answers, task=setting.task, batch_size=size)
 
 
 def _answers_key(context: Context, artifact: Artifact, rows: Rows, section: AnalyzeSection) -> dict[str, str]:
@@ -179,7 +179,7 @@ def _report(
     section: AnalyzeSection,
     setting: Setting,
     rows: Rows,
-    shown: Shown,
+    evaluated: Evaluated,
     measured: Mapping[str, Measured],
 ) -> schema.Report:
     """Return the report without what is judged about it."""
@@ -195,14 +195,14 @@ def _report(
         task=schema.Task(
             name=setting.task.name, primary=setting.task.primary, higher_is_better=setting.task.higher_is_better
         ),
-        samples=_samples(context, section, setting, shown),
+        samples=_samples(context, section, setting, evaluated),
         machine=_machine(),
         baseline=baseline,
         rows=[
             row_of(
                 artifact,
                 rows.opened[artifact.name],
-                shown,
+                evaluated,
                 measured.get(artifact.name),
                 baseline=baseline,
                 base=measured.get(baseline),
@@ -231,10 +231,10 @@ def _result(report: schema.Report) -> str:
     return fastest.name if fastest else ""
 
 
-def _resumed(shown: Shown, measurement: Measurement) -> schema.Section | None:
+def _resumed(evaluated: Evaluated, measurement: Measurement) -> schema.Section | None:
     """Say what was not done anew; None when all of it was."""
-    kept = {name: count for name, count in shown.kept.items() if count}
-    total = len(shown.targets)
+    kept = {name: count for name, count in evaluated.kept.items() if count}
+    total = len(evaluated.targets)
     lines = [f"- {name}: {count} of {total} answers are of an earlier analysis" for name, count in kept.items()]
     lines += [
         f"- latency of batch {size}: measured before an interruption, until {ended}"
@@ -252,15 +252,15 @@ def _resumed(shown: Shown, measurement: Measurement) -> schema.Section | None:
     return schema.Section(key="kept", title=title, values=values, lines=[lead, "", *lines]) if lines else None
 
 
-def _samples(context: Context, section: AnalyzeSection, setting: Setting, shown: Shown) -> schema.Samples:
+def _samples(context: Context, section: AnalyzeSection, setting: Setting, evaluated: Evaluated) -> schema.Samples:
     data = context.config.data
     return schema.Samples(
         data=data.name,
         split=section.split,
         available=len(getattr(setting.splits, section.split)),
-        evaluated=len(shown.targets),
+        evaluated=len(evaluated.targets),
         batch_size=data.batch_size,
-        sha256=shown.sha256,
+        sha256=evaluated.sha256,
     )
 
 

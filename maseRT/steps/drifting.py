@@ -13,14 +13,14 @@ from maseRT.steps.artifacts import Artifact
 from maseRT.steps.build_engine import build_options
 from maseRT.steps.common import Setting, load_plan
 from maseRT.steps.divergence import explain
+from maseRT.steps.evaluating import Evaluated
 from maseRT.steps.layer_readers import EngineReader, LayerReader, OnnxReader, TorchReader
 from maseRT.steps.modules import ModuleOpener
-from maseRT.steps.showing import Shown
 from maseRT.steps.table import Context, final_plan
 
 
 def drift(
-    context: Context, setting: Setting, artifacts: Sequence[Artifact], shown: Shown, section: AnalyzeSection
+    context: Context, setting: Setting, artifacts: Sequence[Artifact], evaluated: Evaluated, section: AnalyzeSection
 ) -> list[Rung]:
     """Compare the neighbours that ran; for a rung that does not hold, find the first layer that diverges.
 
@@ -28,13 +28,13 @@ def drift(
         context: of the step.
         setting: the data.
         artifacts: everything that could run.
-        shown: the outputs of what ran.
+        evaluated: the outputs of what ran.
         section: [analyze], with the limits.
     """
     steps = {artifact.name: artifact for artifact in artifacts if _is_rung(artifact)}
     rungs = ladder(
-        shown.outputs,
-        {name: metrics.primary_value for name, metrics in shown.metrics.items()},
+        evaluated.outputs,
+        {name: metrics.primary_value for name, metrics in evaluated.metrics.items()},
         list(steps),
         section.drift,
         higher_is_better=setting.task.higher_is_better,

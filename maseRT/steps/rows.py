@@ -1,4 +1,4 @@
-"""Puts together the rows of a report from what was shown and measured."""
+"""Puts together the rows of a report from what was evaluated and measured."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import parse_device
 from maseRT.report import schema
 from maseRT.steps.artifacts import Artifact
+from maseRT.steps.evaluating import Evaluated
 from maseRT.steps.history import metrics_of
 from maseRT.steps.measuring import Measured
-from maseRT.steps.showing import Shown
 from maseRT.tasks import Scores, Task
 from maseRT.workers.protocol import Opened
 from maseRT.workers.schedule import RowTimes
@@ -36,7 +36,7 @@ def not_run(artifact: Artifact, why: str) -> schema.Row:
 def row_of(
     artifact: Artifact,
     opened: Opened,
-    shown: Shown,
+    evaluated: Evaluated,
     measured: Measured | None,
     *,
     baseline: str,
@@ -49,7 +49,7 @@ def row_of(
     Args:
         artifact: what ran.
         opened: what its worker said.
-        shown: everybody's answers.
+        evaluated: everybody's outputs and metrics.
         measured: None for a row that is not timed.
         baseline: name of the row that the others are compared with.
         base: what was measured of it.
@@ -57,16 +57,16 @@ def row_of(
         method: how it was measured.
     """
     name = artifact.name
-    rest = _compared(name, baseline, shown, task) if name != baseline else {}
+    rest = _compared(name, baseline, evaluated, task) if name != baseline else {}
     if measured is not None:
         rest |= _measured(measured, base if name != baseline else None, isolated=method.isolated)
-    metrics = shown.metrics[name]
+    metrics = evaluated.metrics[name]
     return _row(
         artifact,
         metrics=metrics_of({**metrics.as_dict(), "confusion": metrics.confusion}),
         provider=_provider(artifact, opened),
         method=method.model_copy(update={"versions": method.versions | versions_of(artifact, opened)}),
-        seconds=shown.seconds[name] + opened.seconds + (measured.all_seconds if measured else 0.0),
+        seconds=evaluated.seconds[name] + opened.seconds + (measured.all_seconds if measured else 0.0),
         measured_seconds=measured.seconds if measured else 0.0,
         **rest,
     )
@@ -104,17 +104,17 @@ def _row(artifact: Artifact, **rest: object) -> schema.Row:
     )
 
 
-def _compared(name: str, baseline: str, shown: Shown, task: Task) -> dict[str, object]:
+def _compared(name: str, baseline: str, evaluated: Evaluated, task: Task) -> dict[str, object]:
     """Return the difference of the primary metric and the agreement of the outputs, against the baseline."""
-    outputs, base = shown.outputs[name], shown.outputs[baseline]
-    before, after = shown.metrics[baseline], shown.metrics[name]
+    outputs, base = evaluated.outputs[name], evaluated.outputs[baseline]
+    before, after = evaluated.metrics[baseline], evaluated.metrics[name]
     difference = schema.Difference(
         metric=task.primary,
         **_change(
             before.primary_value,
             after.primary_value,
-            task.scores(base, shown.targets),
-            task.scores(outputs, shown.targets),
+            task.scores(base, evaluated.targets),
+            task.scores(outputs, evaluated.targets),
         ),
     )
     compared = agreement(base, outputs, classes=task.classes)

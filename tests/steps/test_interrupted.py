@@ -18,7 +18,7 @@ from maseRT.errors import ExitCode
 from maseRT.interrupts import listening
 from maseRT.records import read_record, sha256
 from maseRT.report.files import load_report
-from maseRT.steps import build_engine, export, measuring, onnxruntime, showing
+from maseRT.steps import build_engine, evaluating, export, measuring, onnxruntime
 from maseRT.steps.answers import Answers, prune
 from maseRT.workers.local import LocalWorker
 
@@ -240,7 +240,7 @@ def test_answers_of_a_row_that_is_gone_go_too(finished):
 def test_answers_to_other_samples_are_asked_for_again(finished, monkeypatch, caplog):
     about = finished.workspace.answers / "torch-fp32.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "sha256": "of other samples"}))
-    inferred = calls(monkeypatch, showing, "_answer")
+    inferred = calls(monkeypatch, evaluating, "_answer")
     finished.single("analyze", "analyze.iterations=4")
     assert len(inferred) > 15
     assert "the samples are not those of the kept answers" in caplog.text

@@ -1,4 +1,4 @@
-"""Shows every model of a run the same samples, batch by batch, and keeps what each answers."""
+"""Evaluates every model of a run on the same samples, batch by batch, and keeps what each answers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What came of it.
+class Evaluated:
+    """What every row answered, and how good that is.
 
     Attributes:
         metrics: per row.
@@ -50,14 +50,14 @@ class Shown:
     sha256: str
 
 
-def show(
+def evaluate_rows(
     workers: Mapping[str, Worker],
     batches: Callable[[], Batches],
     answers: Mapping[str, Answers],
     *,
     task: Task,
     batch_size: int,
-) -> Shown:
+) -> Evaluated:
     """Let every worker answer every batch; a short last batch counts like any other.
 
     Args:
@@ -78,7 +78,7 @@ def show(
             each.discard()
         targets, seconds, sha256 = _ask(workers, batches(), answers)
     outputs = {name: answers[name].read() for name in workers}
-    return Shown(
+    return Evaluated(
         metrics={name: _metrics(outputs[name], targets, task, batch_size) for name in workers},
         outputs=outputs,
         targets=targets,
@@ -98,16 +98,16 @@ def _ask(
 ) -> tuple[Array, dict[str, float], str]:
     """Complete the answers; returns the targets, the seconds of each row, and the hash of the samples."""
     seconds = dict.fromkeys(workers, 0.0)
-    shown: list[Array] = []
+    wanted: list[Array] = []
     digest = hashlib.sha256()
     start = end = 0
     try:
         for inputs, targets in batches:
             with finishing("a batch of answers"):
                 array = np.ascontiguousarray(inputs.numpy())
-                shown.append(np.ascontiguousarray(targets.numpy()))
+                wanted.append(np.ascontiguousarray(targets.numpy()))
                 digest.update(array.data)
-                digest.update(shown[-1].data)
+                digest.update(wanted[-1].data)
                 start, end = end, end + len(array)
                 for name, worker in workers.items():
                     seconds[name] += _answer(worker, array, answers[name], (start, end), digest.hexdigest())
@@ -116,7 +116,7 @@ def _ask(
     finally:
         for name in workers:
             answers[name].save()
-    return np.concatenate(shown), seconds, digest.hexdigest()
+    return np.concatenate(wanted), seconds, digest.hexdigest()
 
 
 def _answer(worker: Worker, inputs: Array, answers: Answers, span: tuple[int, int], sha256: str) -> float:
