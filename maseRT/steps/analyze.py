@@ -78,7 +78,7 @@ def run(context: Context, section: AnalyzeSection) -> StepResult:
     rungs = drift(context, setting, rows.artifacts, evaluated, section)
     ranking = sensitivity(context, setting, section) if section.sensitivity else None
     for name, row in measurement.rows.items():
-        row.take_memory(evaluated.memory[name])
+        row.memory = row.memory.most(evaluated.memory[name])
     report = _report(context, section, setting, rows, evaluated, measurement.rows)
     resumed = _resumed(evaluated, measurement)
     report = report.model_copy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maseRT.errors import StepError
+from maseRT.workers.memory import Peak
 from maseRT.workspace import write_json
 
 Array = NDArray[Any]
@@ -31,15 +32,14 @@ class Told:
         sha256: of these samples, inputs and targets in order.
         shape: of one answer.
         dtype: by numpy's name.
-        host_mb, device_mb: memory that it took, see `maseRT.workers.protocol.Worker.memory`.
+        memory: that it took, see `maseRT.workers.protocol.Worker.memory`.
     """
 
     samples: int = 0
     sha256: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
-    host_mb: float | None = None
-    device_mb: float | None = None
+    memory: Peak = field(default_factory=Peak)
 
     @property
     def bytes(self) -> int:
@@ -62,7 +62,7 @@ class Answers:
         self.kept = self.told.samples
         """How many there were before."""
 
-    def add(self, outputs: Array, *, sha256: str, memory: tuple[float | None, float | None]) -> None:
+    def add(self, outputs: Array, *, sha256: str, memory: Peak) -> None:
         """Write the answers [N, ...] to a batch.
 
         Args:
@@ -88,8 +88,7 @@ class Answers:
             raise StepError(
                 f"cannot write: {error.strerror or error}", where=str(self._path), fix="free space"
             ) from error
-        host_mb, device_mb = map(most, (told.host_mb, told.device_mb), memory)
-        self.told = Told(told.samples + len(outputs), sha256, shape, dtype, host_mb, device_mb)
+        self.told = Told(told.samples + len(outputs), sha256, shape, dtype, told.memory.most(memory))
 
     def save(self) -> None:
         """Say what was written, so that it is found again."""
@@ -112,8 +111,8 @@ class Answers:
         try:
             about = json.loads(self._about.read_text(encoding="utf-8"))
             key = about.pop("key")
+            about |= {"shape": tuple(about["shape"]), "memory": Peak(*about["memory"])}
             told = Told(**about)
-            told = replace(told, shape=tuple(told.shape))
             if key == self._key and self._path.stat().st_size >= told.bytes:
                 return told
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -144,8 +143,3 @@ def prune(folder: Path, rows: Collection[str], *, most_bytes: int = KEPT_BYTES) 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def most(one: float | None, other: float | None) -> float | None:
-    """Return the greater one of what is known."""
-    return max((value for value in (one, other) if value is not None), default=None)

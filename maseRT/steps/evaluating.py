@@ -18,6 +18,7 @@ from maseRT.evaluate import Metrics, TaskMeter
 from maseRT.interrupts import finishing
 from maseRT.steps.answers import Answers
 from maseRT.tasks import Task, outputs_in
+from maseRT.workers.memory import Peak
 from maseRT.workers.protocol import Worker
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Evaluated:
         targets: [N, ...].
         seconds: per row, spent on answers, without those that were kept.
         kept: per row, how many answers are from before.
-        memory: per row, most host and device memory in MiB, of the kept answers too.
+        memory: per row, that it took, for the kept answers too.
         sha256: of inputs and targets in order.
     """
 
@@ -46,7 +47,7 @@ class Evaluated:
     targets: Array
     seconds: dict[str, float]
     kept: dict[str, int]
-    memory: dict[str, tuple[float | None, float | None]]
+    memory: dict[str, Peak]
     sha256: str
 
 
@@ -84,7 +85,7 @@ def evaluate_rows(
         targets=targets,
         seconds=seconds,
         kept={name: answers[name].kept for name in workers},
-        memory={name: (answers[name].told.host_mb, answers[name].told.device_mb) for name in workers},
+        memory={name: answers[name].told.memory for name in workers},
         sha256=sha256,
     )
 

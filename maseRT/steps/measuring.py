@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -17,8 +17,8 @@ from maseRT.energy import Energy
 from maseRT.interrupts import finishing
 from maseRT.nvml import GpuState, typical_state
 from maseRT.progress import Reporter
-from maseRT.steps.answers import most
 from maseRT.steps.resume import Finished
+from maseRT.workers.memory import Peak
 from maseRT.workers.protocol import Worker
 from maseRT.workers.schedule import RowTimes, measure_energies, measure_rows
 
@@ -35,13 +35,13 @@ class Measured:
     Attributes:
         times: by batch size.
         energy: of one sample in the last batch size, or why there is none.
-        memory: most host and device memory, MiB.
+        memory: the most that it took.
         kernels_ms: of an engine, by kernel.
     """
 
     times: dict[int, RowTimes] = field(default_factory=dict)
     energy: Energy | str = ""
-    memory: tuple[float | None, float | None] = (None, None)
+    memory: Peak = field(default_factory=Peak)
     kernels_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -54,11 +54,6 @@ class Measured:
         """On the clock, over all timed calls."""
         calls = [calls for times in self.times.values() for calls in (*times.wall, *(times.device or []))]
         return sum(map(sum, calls)) / 1000
-
-    def take_memory(self, memory: Sequence[float | None]) -> None:
-        """Count memory that was taken."""
-        host_mb, device_mb = memory
-        self.memory = most(self.memory[0], host_mb), most(self.memory[1], device_mb)
 
     @property
     def all_seconds(self) -> float:
@@ -123,7 +118,7 @@ def measure(
                 finished.add(unit, told)
         for name, row in measured.items():
             row.times[size] = _row_times(told["rows"][name])
-            row.take_memory(told["memory"][name])
+            row.memory = row.memory.most(Peak(*told["memory"][name]))
     energies = _before(finished, _ENERGY)
     energy_resumed = energies["ended"] if energies else ""
     earlier_seconds += energies["seconds"] if energies else 0.0
@@ -135,7 +130,7 @@ def measure(
     for name, worker in workers.items():
         energy = energies["rows"][name]
         measured[name].energy = Energy(**energy) if isinstance(energy, dict) else energy
-        measured[name].take_memory(worker.memory())
+        measured[name].memory = measured[name].memory.most(worker.memory())
         measured[name].kernels_ms = worker.kernel_times_ms(section.iterations)
     return Measurement(measured, resumed, energy_resumed, earlier_seconds)
 

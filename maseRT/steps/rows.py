@@ -137,8 +137,7 @@ def _change(before: float, after: float, base_scores: Scores, scores: Scores) ->
 
 def _measured(measured: Measured, base: Measured | None, *, isolated: bool) -> dict[str, object]:
     """Return what was measured; host memory only of a process of its own: in another, rows take what others freed."""
-    host, device = measured.memory
-    host = host if isolated else None
+    peak = measured.memory if isolated else measured.memory._replace(host_mb=None)
     energy = measured.energy
     return {
         "timings": [
@@ -148,7 +147,7 @@ def _measured(measured: Measured, base: Measured | None, *, isolated: bool) -> d
         if isinstance(energy, Energy)
         else None,
         "energy_note": "" if isinstance(energy, Energy) else energy,
-        "memory": schema.Memory(host_mb=host, device_mb=device),
+        "memory": schema.Memory(**peak._asdict()),
         "gpu": schema.GpuState.model_validate(measured.gpu.as_dict()) if measured.gpu else None,
     }
 

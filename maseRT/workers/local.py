@@ -19,7 +19,7 @@ from maseRT.meters import open_meter
 from maseRT.nvml import GpuState, NvmlGpu, open_gpu, typical_state
 from maseRT.runtimes.base import Profiled, Session
 from maseRT.runtimes.device_times import DeviceTimes
-from maseRT.workers.memory import MemoryUse
+from maseRT.workers.memory import MemoryUse, Peak
 from maseRT.workers.protocol import Array, Opened, Opener
 
 LEAD_IN_SECONDS = {"cpu": 0.001, "cuda": 0.05}
@@ -165,9 +165,9 @@ class LocalWorker(Closing):
                 _fall_asleep()
 
     @_telling
-    def memory(self) -> tuple[float | None, float | None]:
-        """Return the most host and device memory that opening and inferring took, in MiB."""
-        return self._memory.peaks_mb
+    def memory(self) -> Peak:
+        """Return the most host and device memory that opening and inferring took."""
+        return self._memory.peak
 
     @_telling
     def gpu_state(self) -> GpuState | None:

@@ -6,11 +6,27 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _KIB_PER_MIB = 1024
+
+
+class Peak(NamedTuple):
+    """The most memory that was taken, in MiB; None where the system does not tell."""
+
+    host_mb: float | None = None
+    device_mb: float | None = None
+
+    def most(self, other: Peak) -> Peak:
+        """Return the greater one of each."""
+        return Peak(_greater(self.host_mb, other.host_mb), _greater(self.device_mb, other.device_mb))
+
+
+def _greater(one: float | None, other: float | None) -> float | None:
+    return max((mb for mb in (one, other) if mb is not None), default=None)
 
 
 class MemoryUse:
@@ -28,9 +44,9 @@ class MemoryUse:
         self._host, self._device = _Growth(), _Growth()
 
     @property
-    def peaks_mb(self) -> tuple[float | None, float | None]:
-        """The most that was taken, host and device, in MiB; None where the system does not tell."""
-        return self._host.peak, self._device.peak
+    def peak(self) -> Peak:
+        """The most that was taken."""
+        return Peak(self._host.peak, self._device.peak)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from maseRT.nvml import GpuState
 from maseRT.runtimes.device_times import DeviceTimes
 from maseRT.workers.child import Answer, Call, Task
 from maseRT.workers.local import LocalWorker
+from maseRT.workers.memory import Peak
 from maseRT.workers.protocol import Array, Opened, Opener
 
 log = logging.getLogger(__name__)
@@ -108,8 +109,8 @@ class ProcessWorker(Closing):
         """Return the power of inferring the bound batch, or why it cannot be measured."""
         return self._ask(LocalWorker.energy, seconds=seconds)
 
-    def memory(self) -> tuple[float | None, float | None]:
-        """Return the most host and device memory that opening and inferring took, in MiB."""
+    def memory(self) -> Peak:
+        """Return the most host and device memory that opening and inferring took."""
         return self._ask(LocalWorker.memory)
 
     def gpu_state(self) -> GpuState | None:

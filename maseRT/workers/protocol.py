@@ -13,6 +13,7 @@ from maseRT.energy import VISIT_SECONDS, Visit
 from maseRT.nvml import GpuState
 from maseRT.runtimes.base import Session
 from maseRT.runtimes.device_times import DeviceTimes
+from maseRT.workers.memory import Peak
 
 Array = npt.NDArray[Any]
 
@@ -76,8 +77,8 @@ class Worker(Protocol):
     def energy(self, *, seconds: float = VISIT_SECONDS) -> Visit | str:
         """Return the power of inferring the bound batch over `seconds` of steady work, or why it cannot be measured."""
 
-    def memory(self) -> tuple[float | None, float | None]:
-        """Return the most host and device memory in MiB that opening and inferring took; None where not told.
+    def memory(self) -> Peak:
+        """Return the most host and device memory that opening and inferring took.
 
         Host memory is resident memory above what the process had before opening, libraries included that it had not
         loaded by then.

@@ -21,6 +21,7 @@ from maseRT.report.files import load_report
 from maseRT.steps import build_engine, evaluating, export, measuring, onnxruntime
 from maseRT.steps.answers import Answers, prune
 from maseRT.workers.local import LocalWorker
+from maseRT.workers.memory import Peak
 
 WITH_MODES = '\n[onnxruntime]\nmodes = ["optimized", "dynamic"]\ndevice = "cpu"\nbatches = 1\n'
 WITH_ENGINE = '\n[build-engine]\nruntime = "tensorrt-rtx"\nbatch = { min = 1, opt = 8, max = 8 }\n'
@@ -196,7 +197,7 @@ def test_the_command_ends_with_130_and_goes_on(finished, monkeypatch):
 def kept(path, *outputs, sha256="first"):
     answers = Answers(path, {"files": "a"})
     for each in outputs:
-        answers.add(np.asarray(each, dtype=np.float32), sha256=sha256, memory=(1.0, None))
+        answers.add(np.asarray(each, dtype=np.float32), sha256=sha256, memory=Peak(1.0))
     answers.save()
     return answers
 
@@ -205,7 +206,7 @@ def test_answers_are_found_again_by_what_they_depend_on(tmp_path):
     kept(tmp_path / "row", [[1, 2]], [[3, 4]])
     again = Answers(tmp_path / "row", {"files": "a"})
     assert again.read().tolist() == [[1, 2], [3, 4]]
-    assert (again.kept, again.told.sha256, again.told.host_mb, again.told.device_mb) == (2, "first", 1.0, None)
+    assert (again.kept, again.told.sha256, again.told.memory) == (2, "first", Peak(1.0))
     assert Answers(tmp_path / "row", {"files": "b"}).kept == 0
     assert Answers(tmp_path / "row", {"files": "a"}).kept == 0  # they are about to be overwritten
 
