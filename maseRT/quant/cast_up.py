@@ -23,7 +23,7 @@ from maseRT.quant.operations import (
     with_tensors,
     writes_in_place,
 )
-from maseRT.quant.walk import Call, Walker, tensors_in
+from maseRT.quant.walk import Call, Walker, any_complex, tensors_in
 
 
 def cast_up(
@@ -85,7 +85,10 @@ class _HalfRun(Walker):
     def on_operation(self, call: Call) -> Any:
         if not any(id(tensor) in self._computed for tensor in call.inputs):
             return call.run()
-        result = self._noted(as_type(self._run(call), torch.float16) if _complex(call.inputs) else self._run(call))
+        result = self._run(call)
+        if any_complex(call.inputs):  # which are FP32 by nature: what is real again is no cast of the code's
+            result = as_type(result, torch.float16)
+        self._noted(result)
         if call.op not in RESHAPING and call.op not in SELECTING and _in_fp32(tensors_in(result)):
             self.found.add(joined(call.frame.name, local_name(call.frame.module, call.op, call.ordinal)))
         return result
@@ -122,10 +125,6 @@ class _HalfRun(Walker):
         """Remember that tensors depend on the input."""
         self._computed |= {id(tensor): tensor for tensor in tensors_in(result)}
         return result
-
-
-def _complex(tensors: list[Tensor]) -> bool:
-    return any(tensor.is_complex() for tensor in tensors)
 
 
 def _in_fp32(tensors: list[Tensor]) -> bool:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from maseRT.quant.layers import LAYERS
 from maseRT.quant.operations import RESHAPING, SELECTING, joined, local_name, runs_as
 from maseRT.quant.own_code import Product
-from maseRT.quant.walk import Call, Frame, Walker, tensors_in
+from maseRT.quant.walk import Call, Frame, Walker, any_complex, tensors_in
 
 _COMPOSITES = (
     nn.Sequential,
@@ -295,7 +295,7 @@ class _Recorder(Walker):
         if layer is not None and len(read) == 1:
             extra = {"owner": owner, "module": layer, "called": False}
             self._append(Kind.LAYER, self._layers[layer], type(layer).__name__, read, [], result, **extra)
-        elif (read and (tensors_in(result) or changed)) or _is_complex(tensors_in(result)):
+        elif (read and (tensors_in(result) or changed)) or any_complex(tensors_in(result)):
             constants = pytree.tree_map_only(Tensor, lambda t: None, (call.args, call.kwargs))
             extra = {"owner": owner, "ordinal": call.ordinal, "constants": constants}
             self._append(Kind.OPERATION, joined(owner, name), call.op, operands, changed, result, **extra)
@@ -347,10 +347,6 @@ class _Recorder(Walker):
         self.graph.nodes.append(
             Node(index, kind, name, op, owner, ordinal, operands, shape, floating, module, constants, called)
         )
-
-
-def _is_complex(tensors: list[Tensor]) -> bool:
-    return any(tensor.is_complex() for tensor in tensors)
 
 
 def _versions(tensors: list[Tensor]) -> dict[int, int]:

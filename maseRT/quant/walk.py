@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,3 +140,8 @@ class Walker(TorchFunctionMode):
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors of a result."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def any_complex(tensors: Iterable[Tensor]) -> bool:
+    """Whether one of the tensors holds complex numbers."""
+    return any(tensor.is_complex() for tensor in tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from maseRT.report.schema import Energy, Interval
+from maseRT.report.schema import Energy, Interval, Timing
 
 _Z95 = 1.959963984540054
 """Quantile of the normal distribution: two-sided 95 %."""
@@ -34,6 +34,11 @@ def millijoules(energy: Energy) -> Estimate:
         return Estimate(value)
     low, high = (value * watts / energy.watts for watts in (energy.watts_low, energy.watts_high))
     return Estimate(value, Interval(low=low, high=high))
+
+
+def median_ms(timing: Timing) -> Estimate:
+    """Return the median latency of a batch, end to end."""
+    return Estimate(timing.end_to_end.p50_ms, timing.end_to_end.intervals.get("p50"))
 
 
 def difference(before: Estimate, after: Estimate) -> Estimate:

@@ -7,7 +7,7 @@ from functools import partial
 
 from maseRT.config import GateSection, Speedup
 from maseRT.errors import UsageError, did_you_mean
-from maseRT.report.estimates import Estimate, millijoules, ratio
+from maseRT.report.estimates import Estimate, median_ms, millijoules, ratio
 from maseRT.report.schema import Gate, Interval, Report, Row, Timing
 
 
@@ -146,7 +146,7 @@ def _speedup(report: Report, row: Row, *, over: Row, limit: float) -> Got:
     if mine.ratio is not None and over.name == report.baseline:
         faster = Estimate(mine.ratio, mine.ratio_interval)
     else:
-        faster = ratio(_median(mine), _median(theirs))
+        faster = ratio(median_ms(mine), median_ms(theirs))
     words = _with_interval(faster.value, faster.interval, "{:.3g}", "x") + f" at batch {batch}"
     return words + _reaches(-faster.value, -faster.interval.low if faster.interval else None, -limit), _within(
         -faster.value, -limit
@@ -157,7 +157,7 @@ def _latency(report: Report, row: Row, *, limit: float) -> Got:
     timing, batch = _timing(report, row), report.batch()
     if timing is None:
         return _untimed(row, batch), False
-    median = _median(timing)
+    median = median_ms(timing)
     words = _with_interval(median.value, median.interval, "{:.4g}", " ms") + f" at batch {batch}"
     return words + _reaches(median.value, median.interval.high if median.interval else None, limit), _within(
         median.value, limit
@@ -196,10 +196,6 @@ def _timing(report: Report, row: Row) -> Timing | None:
     batch = report.batch()
     found = report.timing(row.name, batch) if batch is not None else None
     return found if found is not None and found.end_to_end.p50_ms > 0 else None
-
-
-def _median(timing: Timing) -> Estimate:
-    return Estimate(timing.end_to_end.p50_ms, timing.end_to_end.intervals.get("p50"))
 
 
 def _untimed(row: Row, batch: int | None) -> str:
