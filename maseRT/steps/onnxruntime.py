@@ -23,6 +23,7 @@ from maseRT.onnxrt.mixed import auto_mixed
 from maseRT.onnxrt.providers import PROVIDERS, SessionSettings, parse_device, why_unavailable
 from maseRT.onnxrt.quantizers import StaticSettings, optimize, preprocess, quantize_dynamic, quantize_static
 from maseRT.records import sha256
+from maseRT.report.wording import count
 from maseRT.runtimes.onnxruntime import OnnxRuntime
 from maseRT.steps.common import Setting, set_up
 from maseRT.steps.resume import Finished
@@ -94,12 +95,11 @@ def run(context: Context, section: OnnxRuntimeSection) -> StepResult:
     summary = {"device": device, "device_chosen": chosen, "modes": made}
     write_json(workspace.onnxruntime, summary)
     finished.clear()
-    models = "1 model" if len(made) == 1 else f"{len(made)} models"
     outputs = [
         path for mode in section.modes for path in (workspace.onnxrt_model(mode), workspace.onnxrt_sidecar(mode))
     ]
     return StepResult(
-        headline=f"{workspace.onnxrt}, {models} for {device}" + (f": {chosen}" if chosen else ""),
+        headline=f"{workspace.onnxrt}, {count(len(made), 'model')} for {device}" + (f": {chosen}" if chosen else ""),
         outputs=[*outputs, workspace.onnxruntime],
         summary=summary,
         table=rows,
