@@ -24,7 +24,7 @@ RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; de
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, instead of the config's.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 JunitOption = Annotated[
-    Path | None, typer.Option("--junit", help="Write gates and findings there, as test cases of JUnit.")
+    Path | None, typer.Option("--junit", help="Write rows, gates and findings there, as test cases of JUnit.")
 ]
 
 _LOAD = typer.Option("--load", help=r"Trained weights, instead of \[model] checkpoint.")
