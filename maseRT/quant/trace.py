@@ -117,8 +117,8 @@ class Node:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of its first operand and of its first result."""
-        return self.operands[0].shape, self.shape
+        """The shapes of its first operand, () where it reads no tensor, and of its first result."""
+        return self.operands[0].shape if self.operands else (), self.shape
 
     def argument(self, position: int, name: str) -> Any:
         """Return an argument of an operation that is no tensor; None where it is not given."""

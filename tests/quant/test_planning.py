@@ -363,3 +363,24 @@ def test_products_with_parameters_that_are_no_layers_are_told() -> None:
     (note,) = planned(Tied()).notes
     assert note.startswith("matmul, linear: stays float, since it multiplies with a weight itself; INT8 takes a layer")
     assert planned(Tied(), precision="fp16").notes == ()
+
+
+class Positions(nn.Embedding):
+    """Is asked for a number of positions, and reads no tensor."""
+
+    def forward(self, count: int) -> Tensor:
+        return self.weight[:count]
+
+
+def test_a_layer_may_read_no_tensor() -> None:
+    class Net(nn.Module):
+        input_shape = (6, 160)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions, self.linear = Positions(6, 160), nn.Linear(160, 160)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x + self.positions(x.shape[1]))
+
+    assert {layer.name: layer.precision for layer in planned(Net()).layers} == {"positions": FP32, "linear": INT8}
