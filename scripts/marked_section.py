@@ -9,7 +9,8 @@ def write_section(path: Path, section: str, *, begin: str, end: str, title: str)
     marked = f"{begin}\n{section}{end}\n"
     if begin in text:
         before, _, rest = text.partition(begin)
-        text = before + marked + rest.partition(end)[2].lstrip("\n")
+        behind = rest.partition(end)[2].strip("\n")
+        text = before + marked + (f"\n{behind}\n" if behind else "")
     else:
         text = f"{text.rstrip()}\n\n{marked}"
     path.parent.mkdir(parents=True, exist_ok=True)
