@@ -6,7 +6,9 @@ its layers. What a rule, overflow or the lack of a kernel makes FP32 is decided 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -34,11 +36,13 @@ def cast_up(
     As far as the model runs in half precision at all: where its code fails there, what came before is returned.
 
     Args:
-        model: float, in eval mode; it is run, and not changed.
+        model: float, in eval mode; a copy of it is run, since its code may keep tensors, which are FP16 ones here.
         layers: of the model, by name; they are in FP32 themselves.
         weighted: names of the layers that multiply with weights: what these read is cast to their own type.
         example: a batch of the model's input.
     """
+    with suppress(Exception):  # a user's model may refuse to be copied in any way it likes: it is run itself, then
+        model, layers = copy.deepcopy((model, dict(layers)))
     run = _HalfRun(model, layers, weighted)
     try:
         with torch.no_grad(), run.hooked(), run:

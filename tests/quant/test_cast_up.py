@@ -115,3 +115,22 @@ def test_code_that_does_not_run_in_half_precision_is_planned_as_ever() -> None:
 
     plan = planned(Block(picky), precision="bf16")
     assert [operation.precision for operation in plan.operations] == [Precision.BF16]
+
+
+def test_what_a_model_keeps_between_calls_stays_in_fp32() -> None:
+    class Keeping(nn.Module):
+        input_shape = (6, 32)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.size, self.factors = nn.Linear(32, 32), 0, torch.empty(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            if len(x) != self.size:
+                self.size, self.factors = len(x), torch.arange(32).to(y.dtype)
+            return y * self.factors
+
+    net = Keeping().eval()
+    planned(net, precision="fp16")
+    assert net.factors.dtype is torch.float32
