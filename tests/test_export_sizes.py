@@ -160,6 +160,7 @@ class Branching(nn.Module):
 
 def test_a_branch_on_the_size_is_told(tmp_path):
     path, images = tmp_path / "model.onnx", torch.randn(2, 3, 12, 12)
-    assert export_onnx(Branching(), images, path, opset=20, dynamic=ALL) == "width > 10"
+    told = export_onnx(Branching(), images, path, opset=20, dynamic=ALL)
+    assert "width > 10" in told.split(" and ")  # torch before 2.13 tells the parities, too
     assert export_onnx(Branching(), images, path, opset=20) == ""
     assert export_onnx(Shrinking(), torch.randn(2, 1, 8, 8), path, opset=20, dynamic=ALL) == ""

@@ -125,7 +125,8 @@ class _Scaled(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, quant_min: int, quant_max: int) -> Tensor:
         q = torch.div(x, scale).round_()
         ctx.save_for_backward((q >= quant_min) & (q <= quant_max))
-        return q.clamp_(quant_min, quant_max).mul_(scale)
+        # Nothing in place that is returned: compiled by torch 2.11, every gradient would be zero.
+        return q.clamp(quant_min, quant_max).mul(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -136,7 +137,7 @@ class _Scaled(torch.autograd.Function):
 class _Learned(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, amax: Tensor, grid: Grid) -> Tensor:
-        y = _onto_grid_(torch.clamp(x, grid.low, grid.high), grid)
+        y = torch.clamp(x, grid.low, grid.high).div_(grid.scale).round_().mul(grid.scale)  # as in _Scaled
         ctx.save_for_backward(x, y)
         ctx.grid = grid
         return y
