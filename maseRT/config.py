@@ -330,9 +330,10 @@ class OnnxRuntimeSection(Section):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|(cpu|cuda|tensorrt|migraphx|openvino|directml|coreml)(:\d+)?)$",
-        description="auto, cpu, cuda, tensorrt, migraphx, openvino, directml or coreml, with :N for the Nth. auto "
-        "takes a GPU where there is one, else measures the CPU provider and OpenVINO's and keeps the faster.",
+        pattern=r"^(auto|cpu|coreml|(cuda|tensorrt|migraphx|openvino|directml)(:\d+)?)$",
+        description="auto, cpu, cuda, tensorrt, migraphx, openvino, directml or coreml, all but auto, cpu and coreml "
+        "with :N for the Nth. auto takes a GPU where there is one, else measures the CPU provider and OpenVINO's and "
+        "keeps the faster.",
     )
     batches: Positive = Field(10, description="Calibration batches of the static mode and of ranges the plan lacks.")
     calibrator: Literal["minmax", "entropy", "percentile"] = Field(

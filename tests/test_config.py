@@ -115,8 +115,9 @@ def test_modes_of_onnxruntime_are_one_at_least_and_each_once(write):
 
 
 def test_a_wrong_device_of_onnxruntime_gets_the_right_ones(write):
-    (found,) = problems(write(GOOD + '[onnxruntime]\ndevice = "gpu"'))
-    assert "'gpu' is not valid: auto, cpu, cuda" in found
+    for wrong in ("gpu", "cpu:3"):
+        (found,) = problems(write(GOOD + f'[onnxruntime]\ndevice = "{wrong}"'))
+        assert f"'{wrong}' is not valid: auto, cpu, cuda" in found
 
 
 @pytest.mark.parametrize("opset", [13, 18, 21])

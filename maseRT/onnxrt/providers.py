@@ -83,6 +83,9 @@ PROVIDERS: dict[str, Provider] = {
 }
 """Device -> provider. "Tested" says what the project's own tests run; the others are mapped, not run."""
 
+_SINGLE = ("cpu", "coreml")
+"""Devices of which there is one, so that a number behind them would mean nothing."""
+
 
 def parse_device(device: str) -> tuple[Provider, int]:
     """Return the provider and the index of a device such as "cpu" or "cuda:1".
@@ -93,7 +96,10 @@ def parse_device(device: str) -> tuple[Provider, int]:
     match = re.fullmatch(r"([a-z]+)(?::(\d+))?", device)
     if not match or match.group(1) not in PROVIDERS:
         raise UsageError(f"'{device}' is no device of onnxruntime{did_you_mean(device, list(PROVIDERS))}")
-    return PROVIDERS[match.group(1)], int(match.group(2) or 0)
+    provider = PROVIDERS[match.group(1)]
+    if match.group(2) and provider.device in _SINGLE:
+        raise UsageError(f"'{device}' is no device of onnxruntime: {provider.device} has no numbers")
+    return provider, int(match.group(2) or 0)
 
 
 def why_unavailable(device: str) -> str | None:

@@ -16,10 +16,15 @@ from torch import Tensor
 from maseRT.errors import StepError, UsageError, did_you_mean, shortened
 from maseRT.quant.fake_quant import AMAX_FLOOR
 from maseRT.quant.histogram import Bins, Histogram, merged
+from maseRT.quant.qat import is_weight
 from maseRT.quant.sqnr import squared_error_integral
 
 SMALLEST_RANGE = 2.0**-100
 """Below it a range counts as zero: the scale of a two-thousandth of it would hardly be a normal float32."""
+RANGE_OF_ZEROS = 1.0
+"""The range of an activation that was always 0: any positive one represents that."""
+_RANGE_OF_ZERO_WEIGHTS = 127 * 2.0**-14
+"""Its scale is the smallest normal half float: integer kernels add biases in steps of the scales' product."""
 _TIE = 1e-12
 _ROWS_AT_ONCE_CPU = 1
 _ROWS_AT_ONCE_GPU = 64
@@ -184,9 +189,10 @@ def amax_from_histograms(
 ) -> dict[str, Tensor]:
     """Compute every tensor's range, [] or [C] float32, on its histogram's device.
 
-    Tensors of one method go through it together. A channel that holds nothing but zeros gets the largest range of its
-    tensor: any positive range quantizes it exactly. No channel's range is below AMAX_FLOOR, as in training: pretrained
-    networks have dead channels, whose scales would be zero in half precision.
+    Tensors of one method go through it together. Any positive range quantizes zeros exactly: a channel that holds
+    nothing else gets the largest range of its tensor, and a tensor of nothing else a constant. No channel's range is
+    below AMAX_FLOOR, as in training: pretrained networks have dead channels, whose scales would be zero in half
+    precision.
 
     Args:
         histograms: by amax name.
@@ -194,7 +200,7 @@ def amax_from_histograms(
         ties: names that share one range; it is that of all their values together, by the first name's method.
 
     Raises:
-        StepError: names the tensors that no batch reached, that are zero everywhere, or that a tie names in vain.
+        StepError: names the tensors that no batch reached, or that a tie names in vain.
     """
     groups = [tuple(group) for group in ties]
     _check_ranges(histograms, groups)
@@ -206,11 +212,27 @@ def amax_from_histograms(
         arguments = () if method.percentile is None else (method.percentile,)
         rows = METHODS[method.kind](Bins.stack([own[name].bins() for name in names]), *arguments)
         for name, part in zip(names, torch.split(rows, [len(own[name].max) for name in names]), strict=True):
-            ranges = torch.where(own[name].max < SMALLEST_RANGE, part.max(), part)
-            amax[name] = own[name].shaped(ranges if own[name].spec.axis is None else ranges.clamp(min=AMAX_FLOOR))
+            amax[name] = own[name].shaped(_for_zeros(own[name], part, name=name))
     for group in groups:
         amax |= {name: amax[group[0]].clone() for name in group[1:]}
     return {name: amax[name] for name in histograms}
+
+
+def always_zero(histograms: Mapping[str, Histogram]) -> list[str]:
+    """Return the names of the activations that were 0 throughout; their ranges say nothing about other values."""
+    return [name for name, histogram in histograms.items() if not is_weight(name) and _is_zero(histogram)]
+
+
+def _is_zero(histogram: Histogram) -> bool:
+    return float(histogram.max.max()) < SMALLEST_RANGE
+
+
+def _for_zeros(histogram: Histogram, ranges: Tensor, *, name: str) -> Tensor:
+    """Return a tensor's ranges [R], with positive ones where it holds nothing but zeros."""
+    if _is_zero(histogram):
+        return torch.full_like(ranges, _RANGE_OF_ZERO_WEIGHTS if is_weight(name) else RANGE_OF_ZEROS)
+    ranges = torch.where(histogram.max < SMALLEST_RANGE, ranges.max(), ranges)
+    return ranges if histogram.spec.axis is None else ranges.clamp(min=AMAX_FLOOR)
 
 
 def _batches(
@@ -238,11 +260,4 @@ def _check_ranges(histograms: Mapping[str, Histogram], groups: Sequence[Sequence
             "no calibration batch reached it",
             where=shortened(empty),
             fix="keep the layer in float with a rule, or calibrate on data that uses it",
-        )
-    zero = [name for name, histogram in histograms.items() if float(histogram.max.max()) < SMALLEST_RANGE]
-    if zero:
-        raise StepError(
-            "its range is zero: every value seen was 0",
-            where=shortened(zero),
-            fix="keep the layer in float with a rule, or calibrate on data that reaches it",
         )

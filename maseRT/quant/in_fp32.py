@@ -25,6 +25,7 @@ from maseRT.quant.walk import tensors_in
 _RMS_NORM = "it sums up squares, and torch computes it in FP32 whatever its type is, lest they overflow"
 _DOES_NOT_DIVIDE = "its outputs average unequal numbers of inputs, which has an ONNX form in FP32 alone"
 _SUMS = "it sums up products, which has an ONNX form in FP32 alone"
+_SUMMED_UP = "it sums up, and so is exported in FP32, as kernels compute it"
 _EXACT = "nearest-exact"
 _NEAREST_EXACT = "nearest-exact has an ONNX form in FP32 alone"
 _OWN_CODE = "its own code computes in FP32, whatever its type is"
@@ -32,11 +33,11 @@ _FAILS = "its own code does not run in half precision"
 
 _COMPLEX = "there are no complex numbers in half precision"
 
-_OPERATIONS = {"rms_norm": _RMS_NORM, "cosine_similarity": _SUMS} | dict.fromkeys(
-    ("stft", "istft", "view_as_complex", "complex", "polar"), _COMPLEX
+_OPERATIONS = (
+    {"rms_norm": _RMS_NORM, "cosine_similarity": _SUMS}
+    | dict.fromkeys(("stft", "istft", "view_as_complex", "complex", "polar"), _COMPLEX)
+    | dict.fromkeys(("sum", "nansum", "cumsum", "prod", "var", "std", "var_mean", "std_mean", "mse_loss"), _SUMMED_UP)
 )
-_SUMMED_UP = frozenset(("sum", "cumsum", "prod", "var", "std", "var_mean", "std_mean"))
-"""Operations that the exporter writes in FP32, as kernels compute them; torch gives their result in half."""
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
 
@@ -156,6 +157,6 @@ class _Watch(TorchFunctionMode):
         if op not in RESHAPING and op not in SELECTING:
             product = op in ALL_PRODUCTS and not all(computed[:2])
             self._types[product] |= {tensor.dtype for tensor in tensors_in(result) if tensor.is_floating_point()}
-            if op in _OPERATIONS or op in _SUMMED_UP:
+            if op in _OPERATIONS:
                 self._types[product].add(torch.float32)
         return result

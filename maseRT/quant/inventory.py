@@ -8,6 +8,7 @@ from torch import nn
 
 from maseRT.plan import LayerPlan, OperationPlan
 from maseRT.precision import Precision
+from maseRT.quant.bfloat16 import operation_in_bf16
 from maseRT.quant.layers import kind_of, operands
 from maseRT.quant.placement import RECURRENT
 from maseRT.quant.trace import Graph, Kind, Node, is_layer, is_reshaping, module_names
@@ -56,13 +57,22 @@ def layers_of(
 
 
 def operations_of(graph: Graph | None, *, float: Precision, layers: Container[str]) -> tuple[OperationPlan, ...]:
-    """Return the operations that compute floating-point numbers outside of layers, in the order of execution."""
+    """Return the operations outside of layers that compute floating-point numbers, in the order of execution.
+
+    Those that read such numbers and have no BF16 form, as argsort, are among them: they need another type there.
+    """
     found: dict[str, OperationPlan] = {}
     for node in graph.nodes if graph is not None else ():
-        if node.kind is Kind.OPERATION and node.floating and not node.passes and node.owner not in layers:
+        if node.kind is not Kind.OPERATION or node.passes or node.owner in layers:
+            continue
+        if node.floating or (graph is not None and not operation_in_bf16(node) and _reads_floats(graph, node)):
             draft = OperationPlan(node.name, node.owner, node.op, node.ordinal, float, "float")
             found.setdefault(node.name, draft)
     return tuple(found.values())
+
+
+def _reads_floats(graph: Graph, node: Node) -> bool:
+    return any(operand.source is not None and graph.nodes[operand.source].floating for operand in node.operands)
 
 
 def _is_listed(module: nn.Module) -> bool:

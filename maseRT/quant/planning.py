@@ -205,8 +205,8 @@ class _Planner:
             return None
         if name in self._modules:
             return None if layer_in_bf16(self._modules[name]) else NO_BF16_FORM
-        op = next(operation.op for operation in self._operations if operation.name == name)
-        return None if operation_in_bf16(op) else NO_BF16_FORM
+        nodes = self._graph.nodes if self._graph is not None else ()
+        return None if all(operation_in_bf16(node) for node in nodes if node.name == name) else NO_BF16_FORM
 
     def _computing_in_fp32(self, example: Tensor) -> dict[str, str]:
         """Return the layers and operations that compute in FP32 even where they are given half precision, and why."""

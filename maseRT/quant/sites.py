@@ -1,13 +1,16 @@
 """Treats the operands and results of functional operations: Q/DQ on an operand, a float precision for the operation.
 
 A module whose forward calls such operations takes on a subclass of its own class whose forward runs under a small
-TorchFunctionMode; the mode counts the calls as the recording did. It works eagerly, in training, under torch.export and
+TorchFunctionMode; a forward that was replaced on the module itself is wrapped there. The mode counts the calls as the
+recording did. It works eagerly, in training, under torch.export and
 under torch.compile, and leaves the module's code as it is.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import types
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -51,6 +54,7 @@ class _Treated:
         depth: how many submodules' forwards are running.
         containers: names of the submodules that hold the quantizers.
         linears: layers that run where the module multiplies with their weight.
+        forward: what replaced the class's forward on the module itself, if anything did.
     """
 
     treatments: dict[tuple[str, int], Treatment] = field(default_factory=dict)
@@ -58,6 +62,7 @@ class _Treated:
     depth: int = 0
     containers: set[str] = field(default_factory=set)
     linears: list[nn.Linear] = field(default_factory=list)
+    forward: Callable[..., Any] | None = None
 
     def add(self, op: str, index: int) -> Treatment:
         """Return the treatment of one call, a new one where there is none."""
@@ -214,8 +219,30 @@ def _treated(owner: nn.Module) -> _Treated:
             if module is not owner:
                 module.register_forward_pre_hook(treated.enter)
                 module.register_forward_hook(treated.leave, always_call=True)
+        if "forward" in vars(owner):
+            treated.forward = vars(owner)["forward"]
+            owner.forward = types.MethodType(_treating_replaced(treated.forward), owner)
         owner.__class__ = _treating(type(owner))
     return treated
+
+
+def _treating_replaced(replaced: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that runs a module's own forward under the mode, of the same signature.
+
+    It finds that forward by the module, so that it is a copy's own in a copy.
+    """
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        treated: _Treated = getattr(self, _ATTRIBUTE)
+        treated.depth = 0
+        with _TreatingMode(self, treated):
+            return cast(Callable[..., Any], treated.forward)(*args, **kwargs)
+
+    signature = inspect.signature(replaced)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = [own, *signature.parameters.values()]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return forward
 
 
 _TREATING: dict[type[nn.Module], type[nn.Module]] = {}
@@ -229,6 +256,8 @@ def _treating(cls: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         treated: _Treated = getattr(self, _ATTRIBUTE)
+        if treated.forward is not None:  # which calls this one
+            return cls.forward(self, *args, **kwargs)
         treated.depth = 0
         with _TreatingMode(self, treated):
             return cls.forward(self, *args, **kwargs)

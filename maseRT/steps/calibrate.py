@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from maseRT.checkpoints import save_tensors
 from maseRT.config import CalibrateSection, MethodRule, QuantizeSection
 from maseRT.data.loading import calibration_subset, loader
+from maseRT.errors import shortened
 from maseRT.evaluate import Metrics
 from maseRT.interrupts import finishing
 from maseRT.layer_rules import matching_layers
 from maseRT.plan import Plan
 from maseRT.quant.bias_correction import correct_biases, restore_biases
-from maseRT.quant.calibrators import Method, amax_from_histograms
+from maseRT.quant.calibrators import RANGE_OF_ZEROS, Method, always_zero, amax_from_histograms
 from maseRT.quant.histogram import Histogram, tensors_from_histograms
 from maseRT.quant.observe import known_amax, load_amax, observe
 from maseRT.quant.overflow import keep_in_fp32, observed_overflow
@@ -195,7 +196,14 @@ def _save(subject: Subject, comparison: Comparison) -> StepResult:
         ],
         summary=comparison.summary(),
         table=comparison.table(),
+        remarks=_on_zeros(subject) if comparison.best.name != CHECKPOINT else [],
     )
+
+
+def _on_zeros(subject: Subject) -> list[str]:
+    """Say which activations the calibration data tell nothing about: dead ones, or ones that other data reach."""
+    names = always_zero(subject.histograms)
+    return [f"{shortened(names)}: 0 in all of the calibration data; the range is {RANGE_OF_ZEROS:g}"] if names else []
 
 
 def _nothing_to_do(context: Context, model: nn.Module, plan: Plan) -> StepResult:

@@ -45,6 +45,12 @@ def test_an_unknown_device_is_a_usage_error(device):
         parse_device(device)
 
 
+@pytest.mark.parametrize("device", ["cpu:0", "cpu:3", "coreml:1"])
+def test_a_number_behind_a_device_without_numbers_is_a_usage_error(device):
+    with pytest.raises(UsageError, match=f"'{device}' is no device of onnxruntime: [a-z]+ has no numbers"):
+        parse_device(device)
+
+
 def test_options_reach_the_provider_they_are_for(tmp_path):
     settings = SessionSettings(threads=3, cuda_graph=True, cache=tmp_path, float32=True)
     options = {device: provider_options(PROVIDERS[device], 1, settings) for device in PROVIDERS}

@@ -15,6 +15,7 @@ from maseRT.precision import QuantSpec
 from maseRT.quant.calibrators import (
     METHODS,
     Method,
+    always_zero,
     amax_entropy,
     amax_from_histograms,
     amax_max,
@@ -269,15 +270,23 @@ def test_a_channel_of_zeros_gets_a_range_that_represents_it() -> None:
     assert amax[1] == amax.max() == weight.abs().max()
 
 
-def test_tensors_without_data_or_with_zeros_only_are_named() -> None:
+@pytest.mark.parametrize("method", ["max", "entropy", "mse", "percentile-99.9"])
+def test_tensors_of_zeros_get_ranges_whose_scales_are_normal_halves(method: str) -> None:
     histograms = {
         "fc.input": histogram_of(torch.zeros(5)),
-        "fc.weight": histogram_of(torch.randn(2, 3), axis=0),
+        "fc.weight": histogram_of(torch.zeros(2, 3), axis=0),
+        "head.weight": histogram_of(torch.zeros(2, 3)),
+        "head.input": histogram_of(torch.ones(5)),
         "out.input": histogram_of(torch.full((5,), 1e-40)),
     }
-    with pytest.raises(StepError, match=r"fc.input, out.input: its range is zero") as zero:
-        amax_from_histograms(histograms, lambda _: Method("max"))
-    assert zero.value.fix
+    amax = amax_from_histograms(histograms, lambda _: Method.parse(method))
+    assert amax["fc.weight"].shape == (2,)
+    assert all(bool((value / 127 >= torch.finfo(torch.float16).tiny).all()) for value in amax.values())
+    assert always_zero(histograms) == ["fc.input", "out.input"]
+
+
+def test_tensors_without_data_are_named() -> None:
+    histograms = {"fc.weight": histogram_of(torch.zeros(2, 3), axis=0)}
     many = {f"l{i}.input": Histogram(QuantSpec()) for i in range(11)}
     with pytest.raises(StepError, match=r"l0.input, .* and 3 more: no calibration batch reached it"):
         amax_from_histograms({**histograms, **many}, lambda _: Method("max"))

@@ -232,6 +232,11 @@ def test_a_rule_that_asks_for_half_precision_gets_a_note(layer: nn.Module) -> No
         (lambda x: F.cosine_similarity(x, x.flip(1), dim=-1), FP32),
         (lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), FP32),
         (lambda x: F.interpolate(x, None, 2, "linear"), FP16),
+        (lambda x: x.sum(1, keepdim=True), FP32),
+        (lambda x: x.var(-1, keepdim=True), FP32),
+        (lambda x: x.std(-1, keepdim=True), FP32),
+        (lambda x: x.cumsum(1), FP32),
+        (lambda x: x.mean(1, keepdim=True), FP16),
         (lambda x: F.adaptive_avg_pool1d(x, 5), FP32),
         (lambda x: F.adaptive_avg_pool1d(x, 8), FP16),
     ],
@@ -303,6 +308,33 @@ def test_operations_without_a_bf16_form_are_fp32(tmp_path: Path) -> None:
     plan = planned(net, precision="bf16")
     assert {operation.op for operation in plan.operations if operation.precision.value == "bf16"} == {"rsub"}
     exported(calibrated(net, plan), tmp_path / "model.onnx")  # the checker passes it
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.interpolate(x, size=8, mode="area"),
+        lambda x: nn.Upsample(size=8, mode="area")(x),
+        lambda x: x.gather(1, x.argsort(1)),
+        lambda x: x.msort(),
+    ],
+)
+def test_so_are_area_interpolation_and_what_sorts(function: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    class Block(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[0](function(self.first(x)) + 1.0)
+
+    net = Block(nn.Tanh())
+    plan = planned(net, precision="bf16")
+    assert [operation.precision for operation in plan.operations] == [FP32, Precision.BF16]
+    exported(calibrated(net, plan), tmp_path / "model.onnx")  # the checker passes it
+
+
+def test_a_layer_that_upsamples_by_areas_has_no_bf16_form(tmp_path: Path) -> None:
+    net = Around(nn.Upsample(size=8, mode="area"))
+    plan = planned(net, precision="bf16")
+    assert plan.of("layers.0").precision is FP32
+    exported(calibrated(net, plan), tmp_path / "model.onnx")
 
 
 def test_trying_a_layer_out_leaves_it_as_it_is() -> None:

@@ -1,7 +1,11 @@
 """Modules whose forward was replaced on the module itself, or that hooks look at, keep doing what they did."""
 
+import copy
+import types
+from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,3 +109,62 @@ def test_an_fp16_file_has_the_replaced_forward(tmp_path: Path) -> None:
         wanted = net(x)
     path = exported(calibrated(net, planned(net, precision="fp16")), tmp_path / "model.onnx")
     assert (in_onnxruntime(path, x, optimize=False) - wanted).norm() < 3e-3 * wanted.norm()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d = (nn.Conv2d(8, 8, 3, padding=1) for _ in "cd")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(F.relu(self.c(x)))
+
+
+def residual(self: Block, x: Tensor) -> Tensor:
+    x = F.relu(x + self.d(F.relu(self.c(x))))
+    return x * torch.softmax(x, 1)
+
+
+def of_the_class(self: Block, x: Tensor) -> Tensor:
+    x = F.relu(x + type(self).forward(self, x))
+    return x * torch.softmax(x, 1)
+
+
+class Blocks(nn.Module):
+    """Images [N, 8, 8, 8]."""
+
+    input_shape = (8, 8, 8)
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(8, 8, 3, padding=1), Block(), nn.Conv2d(8, 8, 3)
+        self.b.forward = types.MethodType(forward, self.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(F.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("forward", [residual, of_the_class])
+def test_operations_of_a_replaced_forward_are_treated(forward: Callable[..., Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Blocks(forward)
+    x = batch(lively(net))
+    with torch.no_grad():
+        wanted = net(x)
+    rules = [{"name": "b.softmax", "precision": "fp32"}]
+    plan = planned(net, float="fp16", rules=rules)
+    assert [site.owner for site in plan.sites] == ["b"]
+    net = calibrated(net, plan)
+    path = exported(net, tmp_path / "model.onnx")
+    softmax = next(n for n in onnx.load(path).graph.node if n.op_type == "Softmax")
+    casts = [n for n in onnx.load(path).graph.node if n.op_type == "Cast" and n.output[0] == softmax.input[0]]
+    assert [attribute.i for node in casts for attribute in node.attribute if attribute.name == "to"] == [
+        onnx.TensorProto.FLOAT
+    ]
+    with torch.no_grad():
+        assert (net(x) - wanted).norm() < 0.1 * wanted.norm()
+        assert (in_onnxruntime(path, x, optimize=False) - net(x)).norm() < 1e-2 * wanted.norm()
+        copied = copy.deepcopy(net)
+        copied.b.d.bias.zero_()
+        assert torch.equal(copied.b(x[:1]), copied.b.forward(x[:1]))
+        assert not torch.equal(copied(x), net(x))

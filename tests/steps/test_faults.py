@@ -43,6 +43,17 @@ class Shared(Net):
         x = self.relu(self.fc1(self.flatten(x)))
         return self.head(self.unused(self.relu(self.fc2(x))))
 
+class Dead(Net):
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.constant_(self.fc2.bias, -1.0)
+        self.fc2.requires_grad_(False)
+
+    def forward(self, x):
+        x = self.relu(self.fc1(self.flatten(x)))
+        return self.head(self.unused(self.relu(self.fc2(x))) + x)
+
 class TwoInputs(Net):
     def forward(self, x, y):
         return x + y
@@ -147,6 +158,18 @@ def test_a_layer_that_the_data_never_reaches(project, tmp_path):
     told = [layer for layer in plan["layers"] if layer["name"] == "unused"] or plan["notes"]
     assert "unused" in json.dumps(told)
     assert "unused.input" not in load_tensors(project.workspace.amax("max"), made_by="calibrate")[0]
+
+
+def test_weights_and_activations_of_zeros_are_quantized(project, tmp_path):
+    outcomes = project.transform(
+        f"model.name='{user(tmp_path, 'Dead')}'",
+        "train.epochs=1",
+        "export.targets=['tensorrt', 'onnxruntime-cpu']",
+        last="export",
+    )
+    (told,) = [remark for remark in outcomes["calibrate"].remarks if " 0 in all" in remark]
+    assert told == "unused.input: 0 in all of the calibration data; the range is 1"
+    assert outcomes["export"].summary["checks"]["quantized"]["all"]["sqnr_db"] > 30
 
 
 def test_a_model_that_cannot_be_traced_is_told_before_it_is_calibrated(project, tmp_path):
