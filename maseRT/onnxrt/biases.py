@@ -1,4 +1,4 @@
-"""Biases of integer products: int32 in steps of input step times weight step, as the kernels add them."""
+"""Biases of products: int32 in steps of input step times weight step as the kernels add them, or nodes of their own."""
 
 from __future__ import annotations
 
@@ -73,6 +73,37 @@ def quantize_biases(graph: Graph) -> int:
         graph.add_node("DequantizeLinear", [values, scale, zero_point], result, like=product.node, axis=0)
         graph.set_input(product.node, 2, result)
     return len(found)
+
+
+def write_biases_apart(graph: Graph) -> None:
+    """Write the constant bias of every convolution as a subtraction behind it; no value changes.
+
+    OpenVINO's ONNX reader asks a convolution with a bias for its shape. Where something else in the model needs the
+    batch size (an LSTM's first state, an Expand), OpenVINO 2025.4 and 2026.4 take it from there: the convolution then
+    has two readers, is fused with nothing, and where its result is rounded, all channels get the bias of the first.
+    ONNX Runtime would put an addition back into a convolution of floats before OpenVINO sees it. To be called last.
+    """
+    for node in [node for node in graph.nodes if node.op_type == "Conv" and len(node.input) > 2]:
+        bias, rank = graph.constant(node.input[2]), _weight_rank(graph, node)
+        if bias is None or rank is None:
+            continue
+        name = graph.shared_constant(f"{node.input[2]}_negative", -bias.reshape(1, -1, *[1] * (rank - 2)))
+        graph.set_input(node, 2, "")
+        del node.input[2]
+        result, product = node.output[0], graph.fresh(f"{node.output[0]}_without_bias")
+        graph.rename_output(node, result, product)
+        graph.add_node("Sub", [product, name], result, like=node)
+
+
+def _weight_rank(graph: Graph, convolution: NodeProto) -> int | None:
+    """Return how many dimensions a convolution's constant weight has, before or behind its rounding."""
+    tensor = convolution.input[1]
+    while (weight := graph.constant(tensor)) is None:
+        node = graph.producer(tensor)
+        if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            return None
+        tensor = node.input[0]
+    return weight.ndim
 
 
 def _products(graph: Graph) -> Iterator[_Product]:

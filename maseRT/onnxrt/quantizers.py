@@ -13,6 +13,7 @@ from typing import Any, Literal
 import onnx
 
 from maseRT.errors import StepError
+from maseRT.onnxrt.forms import avoid_errors_of_openvino
 from maseRT.onnxrt.graph import Array, Graph
 from maseRT.onnxrt.pools import divide_by_what_is_there, is_divided_wrongly
 from maseRT.onnxrt.providers import SessionSettings, parse_device
@@ -36,11 +37,13 @@ class StaticSettings:
         calibrator: where ranges end.
         percentile: the share of values inside a range, in percent; for that calibrator only.
         signed: int8 activations with zero point 0 and float biases, as TensorRT and OpenVINO want them; else uint8.
+        openvino: what OpenVINO computes wrongly is written otherwise: concatenations in uint8, biases as subtractions.
     """
 
     calibrator: Calibrator = "minmax"
     percentile: float = 99.99
     signed: bool = False
+    openvino: bool = False
 
 
 def optimize(model: Path, out: Path, device: str) -> None:
@@ -113,6 +116,10 @@ def quantize_static(preprocessed: Path, out: Path, feeds: Iterable[Feed], settin
             nodes_to_exclude=_products_of_activations(graph) + _averages_divided_wrongly(graph),
             extra_options=options,
         )
+    if settings.openvino:
+        graph = Graph(onnx.load(out))
+        avoid_errors_of_openvino(graph)
+        onnx.save(graph.finish(), out)
 
 
 def quantize_dynamic(preprocessed: Path, out: Path) -> bool:

@@ -105,27 +105,28 @@ def keep_the_rounding_before_copies(graph: Graph) -> tuple[str, ...]:
 def share_the_steps_of_concatenations(graph: Graph) -> tuple[str, ...]:
     """Give what is concatenated the steps in which the result is rounded; returns the activations that had others.
 
-    They end in these steps anyway, and are rounded once instead of twice. Where any is negative, all become uint8 with
-    zero point 128: with int8 ones, what OpenVINO 2026.4 computes of a U-Net is wrong by half. To be called when all
-    pairs have their final types.
+    They end in these steps anyway, and are rounded once instead of twice; floats are rounded before they are joined, as
+    OpenVINO does by itself. Where any is negative, all become uint8 with zero point 128: with int8 ones, what OpenVINO
+    2026.4 computes of a U-Net is wrong by half. To be called when all pairs have their final types.
     """
     changed: list[str] = []
     for node in [node for node in graph.nodes if node.op_type == "Concat" and not graph.is_output(node.output[0])]:
         readers = graph.readers(node.output[0])
-        sources = [source for name in node.input if (source := _pair_of(graph, name)) is not None]
+        sources = [_pair_of(graph, name) for name in node.input]
         parameters = {tuple(reader.input[1:3]) for reader in readers}
         rounded = all(reader.op_type == "QuantizeLinear" for reader in readers)
-        if len(sources) < len(node.input) or not rounded or len(parameters) != 1:
+        if not rounded or len(parameters) != 1:
             continue
         scale, zero_point = parameters.pop()
-        changed += [source.input[0] for source in sources if source.input[1] != scale]
+        changed += [source.input[0] for source in sources if source is not None and source.input[1] != scale]
         zero = graph.constant(zero_point)
         if zero is not None and zero.dtype == np.int8:
             zero_point = graph.shared_constant("zero_point_128", np.array(128, np.uint8))
         for quantize in readers:
             _share(graph, quantize, scale, zero_point)
         for index, source in enumerate(sources):
-            graph.set_input(node, index, _another_pair(graph, source, scale, zero_point))
+            tensor = node.input[index] if source is None else source.input[0]
+            graph.set_input(node, index, _another_pair(graph, tensor, scale, zero_point, like=node))
     return tuple(changed)
 
 
@@ -135,12 +136,11 @@ def _pair_of(graph: Graph, tensor: str) -> NodeProto | None:
     return None if dequantize is None else graph.producer(dequantize.input[0])
 
 
-def _another_pair(graph: Graph, quantize: NodeProto, scale: str, zero_point: str) -> str:
-    """Return what a QuantizeLinear reads, behind a pair of other parameters; its own may have other readers."""
-    tensor = quantize.input[0]
+def _another_pair(graph: Graph, tensor: str, scale: str, zero_point: str, *, like: NodeProto) -> str:
+    """Return a tensor behind a new pair; one that it has may have other readers."""
     integers, result = graph.fresh(f"{tensor}_joined"), graph.fresh(f"{tensor}_joined_dequantized")
-    graph.add_node("QuantizeLinear", [tensor, scale, zero_point], integers, like=quantize)
-    graph.add_node("DequantizeLinear", [integers, scale, zero_point], result, like=quantize)
+    graph.add_node("QuantizeLinear", [tensor, scale, zero_point], integers, like=like)
+    graph.add_node("DequantizeLinear", [integers, scale, zero_point], result, like=like)
     return result
 
 

@@ -149,11 +149,18 @@ def _optimized(work: Work, out: Path) -> Made:
 
 def _static(work: Work, out: Path) -> Made:
     section = work.section
-    settings = StaticSettings(section.calibrator, section.percentile, signed=work.form != "onnxruntime-cpu")
+    settings = StaticSettings(
+        section.calibrator,
+        section.percentile,
+        signed=work.form != "onnxruntime-cpu",
+        openvino=work.form == "openvino",
+    )
     prepared = _preprocessed(work)
     with atomic_path(out) as temporary:
         quantize_static(prepared, temporary, work.feeds(), settings)
     kind = "int8 with zero point 0, float biases" if settings.signed else "uint8"
+    if settings.openvino:
+        kind += ", uint8 where they are concatenated"
     return Made(
         {"made_from": "float", "calibrator": settings.calibrator, "activations": kind},
         (f"what ONNX Runtime chose is {kind}, with {settings.calibrator} ranges; weights int8 per channel",),

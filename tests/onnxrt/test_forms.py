@@ -204,6 +204,71 @@ def test_openvino_computes_what_its_form_says_of_concatenations(in_openvino, tmp
     assert error(in_openvino(path, exported), _plain(path, exported)) < 0.01
 
 
+class Halves(nn.Module):
+    """Concatenates floats, the halves of an activation and what comes of one, as detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.join, self.out = nn.Conv2d(24, 16, 1), nn.Conv2d(16, 5, 3)
+
+    def forward(self, x):
+        left, right = nn.functional.leaky_relu(self.first(x), 0.1).chunk(2, 1)
+        x = torch.cat([left, right, right + nn.functional.leaky_relu(self.second(right), 0.1)], 1)
+        return self.out(nn.functional.leaky_relu(self.join(x), 0.1)).flatten(1)
+
+
+def test_openvino_gets_floats_rounded_before_they_are_concatenated(tmp_path):
+    exported = odd(tmp_path, Halves(), 0, shape=(3, 16, 16), head=nn.Identity())
+    path, _ = exported.openvino()
+    graph = Graph(onnx.load(path))
+    (join,) = (node for node in graph.nodes if node.op_type == "Concat")
+    pairs = [graph.producer(name) for name in join.input] + graph.readers(join.output[0])
+    assert len({tuple(node.input[1:3]) for node in pairs}) == 1
+    assert graph.constant(pairs[0].input[2]).dtype == np.uint8
+    assert error(_plain(path, exported), exported.quantized) < 0.01
+
+
+def test_openvino_computes_what_its_form_says_of_concatenated_floats(in_openvino, tmp_path):
+    exported = odd(tmp_path, Halves(), 0, shape=(3, 16, 16), head=nn.Identity())
+    path, _ = exported.openvino()
+    assert error(in_openvino(path, exported), _plain(path, exported)) < 0.01
+
+
+class Reader(nn.Module):
+    """Convolutions before an LSTM, as in text recognition: the LSTM's first state is as large as the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.lstm = nn.LSTM(16 * 4, 8, batch_first=True)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.relu(self.first(x)), 2)
+        x = nn.functional.max_pool2d(torch.relu(self.second(x)), 2)
+        return self.lstm(x.permute(0, 3, 1, 2).flatten(2))[0].flatten(1)
+
+
+def test_openvino_gets_biases_beside_their_convolutions(tmp_path):
+    """It asks a convolution with a bias for its shape, and may then give all channels the bias of the first."""
+    exported = odd(tmp_path, Reader(), 0, shape=(1, 16, 16), head=nn.Identity())
+    path, _ = exported.openvino()
+    graph = Graph(onnx.load(path))
+    convolutions = [node for node in graph.nodes if node.op_type == "Conv"]
+    assert [len(node.input) for node in convolutions] == [2, 2]
+    for node, layer in zip(convolutions, (exported.model.body.first, exported.model.body.second), strict=True):
+        (behind,) = graph.readers(node.output[0])
+        assert behind.op_type == "Sub"  # ONNX Runtime would join an Add with a convolution of floats
+        np.testing.assert_array_equal(graph.constant(behind.input[1]), -layer.bias.detach().reshape(1, -1, 1, 1))
+    np.testing.assert_allclose(_plain(path, exported), exported.float, atol=0.05)
+
+
+def test_openvino_computes_what_its_form_says_before_an_lstm(in_openvino, tmp_path):
+    exported = odd(tmp_path, Reader(), 0, shape=(1, 16, 16), head=nn.Identity())
+    path, _ = exported.openvino()
+    assert error(in_openvino(path, exported), _plain(path, exported)) < 0.005
+
+
 class Patches(nn.Module):
     """A vision transformer's first layers."""
 

@@ -13,6 +13,7 @@ from maseRT.config import ModelSection
 from maseRT.errors import StepError
 from maseRT.models.build import build_model
 from maseRT.onnx_export import export_onnx
+from maseRT.onnxrt.graph import Graph
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.mixed import auto_mixed
 from maseRT.onnxrt.providers import SessionSettings
@@ -92,6 +93,50 @@ def test_signed_static_quantization_is_what_tensorrt_takes(convnet, tmp_path):
     points = [values[n.input[2]] for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert points
     assert all(point.dtype == np.int8 and not point.any() for point in points)
+
+
+class Fire(nn.Module):
+    """Two convolutions of one tensor, concatenated, as SqueezeNet has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.squeeze = nn.Conv2d(3, 8, 3, padding=1)
+        self.narrow, self.wide = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 3, padding=1)
+        self.out = nn.Conv2d(32, 5, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.squeeze(x))
+        return self.out(torch.cat([torch.relu(self.narrow(x)), self.wide(x)], 1)).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def fire(tmp_path_factory):
+    """A model with its file for OpenVINO."""
+    torch.manual_seed(1)
+    model = FloatModel(tmp_path_factory.mktemp("fire"), Fire(), (3, 8, 8))
+    quantize_static(model.prepared, model.folder / "s.onnx", model.feeds(), StaticSettings(signed=True, openvino=True))
+    return model, model.folder / "s.onnx"
+
+
+def test_static_quantization_for_openvino_avoids_what_it_computes_wrongly(fire):
+    model, path = fire
+    graph = Graph(onnx.load(path))
+    assert all(len(node.input) == 2 for node in graph.nodes if node.op_type == "Conv")
+    (join,) = (node for node in graph.nodes if node.op_type == "Concat")
+    pairs = [graph.producer(name) for name in join.input] + graph.readers(join.output[0])
+    assert len({tuple(node.input[1:3]) for node in pairs}) == 1
+    assert graph.constant(pairs[0].input[2]).dtype == np.uint8
+    assert model.error(path) < 0.05
+
+
+def test_openvino_computes_what_the_static_file_says(fire):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model, path = fire
+    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    found = openvino.Core().compile_model(str(path), "CPU", options)(model.inputs.numpy())[0]
+    with OnnxRuntime().open(path, threads=1, optimization="disabled") as session:
+        expected = session.infer({"input": model.inputs.numpy()})["output"]
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
 
 
 def test_attention_stays_exact_in_static_quantization(transformer, tmp_path):
