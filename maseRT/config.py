@@ -238,7 +238,7 @@ class ExportSection(Section):
     targets: tuple[ExportTarget, ...] = Field(
         ("tensorrt", "onnxruntime-cpu"),
         description="A file for each: symmetric INT8 for tensorrt (always written), uint8 activations for "
-        "onnxruntime-cpu, uint8 where they are never negative and symmetric INT8 elsewhere for openvino.",
+        "onnxruntime-cpu, uint8 where they are never negative or concatenated, symmetric INT8 elsewhere, for openvino.",
     )
     opset: int = Field(
         20, ge=19, le=20, description="19 for old parsers; INT8 MaxPool and FP16 Q/DQ leave no other choice."

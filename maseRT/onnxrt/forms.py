@@ -128,7 +128,7 @@ class Form:
 def openvino_form(model: ModelProto, ranges_of: RangesOf) -> tuple[ModelProto, Form]:
     """Return the model in the form that OpenVINO's CPU plugin has integer kernels for.
 
-    It keeps signed activations symmetric: a zero point that is not 0 costs time there.
+    It keeps signed activations symmetric, but for what is concatenated: a zero point that is not 0 costs time there.
 
     Args:
         model: exported, with symmetric int8 Q/DQ pairs; not changed.
