@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from maseRT.onnxrt.graph import Array, Graph, attribute
-from maseRT.onnxrt.qdq import is_dequantized
+from maseRT.onnxrt.qdq import is_dequantized, weight_shape
 
 _LARGEST = 2.0**30
 """What a bias may be in its steps: half of int32, so that the sum of products fits beside it."""
@@ -84,26 +84,15 @@ def write_biases_apart(graph: Graph) -> None:
     ONNX Runtime would put an addition back into a convolution of floats before OpenVINO sees it. To be called last.
     """
     for node in [node for node in graph.nodes if node.op_type == "Conv" and len(node.input) > 2]:
-        bias, rank = graph.constant(node.input[2]), _weight_rank(graph, node)
-        if bias is None or rank is None:
+        bias, shape = graph.constant(node.input[2]), weight_shape(graph, node.input[1])
+        if bias is None or shape is None:
             continue
-        name = graph.shared_constant(f"{node.input[2]}_negative", -bias.reshape(1, -1, *[1] * (rank - 2)))
+        name = graph.shared_constant(f"{node.input[2]}_negative", -bias.reshape(1, -1, *[1] * (len(shape) - 2)))
         graph.set_input(node, 2, "")
         del node.input[2]
         result, product = node.output[0], graph.fresh(f"{node.output[0]}_without_bias")
         graph.rename_output(node, result, product)
         graph.add_node("Sub", [product, name], result, like=node)
-
-
-def _weight_rank(graph: Graph, convolution: NodeProto) -> int | None:
-    """Return how many dimensions a convolution's constant weight has, before or behind its rounding."""
-    tensor = convolution.input[1]
-    while (weight := graph.constant(tensor)) is None:
-        node = graph.producer(tensor)
-        if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            return None
-        tensor = node.input[0]
-    return weight.ndim
 
 
 def _products(graph: Graph) -> Iterator[_Product]:

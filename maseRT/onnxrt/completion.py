@@ -17,7 +17,7 @@ from maseRT.onnxrt.bounds import SHAPE_OPS, clip_limits, copies_values, is_nonne
 from maseRT.onnxrt.gates import is_gate
 from maseRT.onnxrt.graph import Graph, attribute
 from maseRT.onnxrt.norms import could_be_convolution
-from maseRT.onnxrt.qdq import is_dequantized
+from maseRT.onnxrt.qdq import is_dequantized, rounding_of
 from maseRT.onnxrt.unsigned import Range, unsigned_parameters
 
 _JOINS = frozenset(("Add", "Mul", "Concat"))
@@ -128,8 +128,7 @@ def _copies_of_integers(graph: Graph, node: NodeProto, found: Mapping[str, Incom
     if not copies_values(node):
         return []
     source = node.input[0]
-    dequantize = graph.producer(source) if is_dequantized(graph, source) else None
-    like = source if source in found else None if dequantize is None else graph.producer(dequantize.input[0])
+    like = source if source in found else rounding_of(graph, source)
     if like is None:
         return []
     return [

@@ -76,6 +76,23 @@ def has_integer_kernel(graph: Graph, dequantize: NodeProto) -> bool:
     )
 
 
+def rounding_of(graph: Graph, tensor: str) -> NodeProto | None:
+    """Return the QuantizeLinear of a tensor that comes out of a Q/DQ pair; None for any other."""
+    dequantize = graph.producer(tensor) if is_dequantized(graph, tensor) else None
+    return None if dequantize is None else graph.producer(dequantize.input[0])
+
+
+def weight_shape(graph: Graph, tensor: str) -> tuple[int, ...] | None:
+    """Return the shape of a constant weight, before or behind its rounding; None where the weight is computed."""
+    while (weight := graph.constant(tensor)) is None:
+        node = graph.producer(tensor)
+        if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            return None
+        tensor = node.input[0]
+    shape: tuple[int, ...] = weight.shape
+    return shape
+
+
 def is_rounded(graph: Graph, tensor: str) -> bool:
     """Tell whether only QuantizeLinear reads a tensor, behind the activation that disappears in it if there is one."""
     readers = graph.readers(tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from maseRT.onnxrt.graph import Graph, attribute
-from maseRT.onnxrt.qdq import is_dequantized
+from maseRT.onnxrt.qdq import is_dequantized, rounding_of, weight_shape
 
 _VOLUME = 5
 """The rank of a 3-D convolution's input."""
@@ -21,8 +21,7 @@ def compute_in_float(graph: Graph) -> tuple[str, ...]:
     """
     found = [node for node in graph.nodes if is_dequantized(graph, node.input[0]) and _is_slow(graph, node)]
     for node in found:
-        dequantize = graph.producer(node.input[0])
-        quantize = None if dequantize is None else graph.producer(dequantize.input[0])
+        quantize = rounding_of(graph, node.input[0])
         if quantize is not None:
             graph.set_input(node, 0, quantize.input[0])
     return tuple(node.output[0] for node in found)
@@ -30,19 +29,8 @@ def compute_in_float(graph: Graph) -> tuple[str, ...]:
 
 def _is_slow(graph: Graph, node: NodeProto) -> bool:
     """Tell whether a node is a 3-D convolution of few channels that is not one per channel."""
-    weight = None if node.op_type != "Conv" else _weight_shape(graph, node.input[1])
+    weight = None if node.op_type != "Conv" else weight_shape(graph, node.input[1])
     if weight is None or len(weight) != _VOLUME or weight[1] >= _FEWEST_CHANNELS:
         return False
     groups = attribute(node, "group", 1)
     return bool(groups == 1 or weight[1] > 1 or weight[0] != groups)
-
-
-def _weight_shape(graph: Graph, tensor: str) -> tuple[int, ...] | None:
-    """Return the shape of a weight behind its Q/DQ pair."""
-    for _ in range(2):
-        node = graph.producer(tensor)
-        if node is None or node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
-            break
-        tensor = node.input[0]
-    constant = graph.constant(tensor)
-    return None if constant is None else constant.shape

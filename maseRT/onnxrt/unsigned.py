@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from maseRT.onnxrt.bounds import copies_values, is_nonnegative, upper_bound
 from maseRT.onnxrt.graph import Graph
-from maseRT.onnxrt.qdq import is_dequantized, scale_of, symmetric_pairs
+from maseRT.onnxrt.qdq import is_dequantized, rounding_of, scale_of, symmetric_pairs
 
 _LEVELS = 255
 _CLEARLY_LESS = 0.95
@@ -112,7 +112,7 @@ def share_the_steps_of_concatenations(graph: Graph) -> tuple[str, ...]:
     changed: list[str] = []
     for node in [node for node in graph.nodes if node.op_type == "Concat" and not graph.is_output(node.output[0])]:
         readers = graph.readers(node.output[0])
-        sources = [_pair_of(graph, name) for name in node.input]
+        sources = [rounding_of(graph, name) for name in node.input]
         parameters = {tuple(reader.input[1:3]) for reader in readers}
         rounded = all(reader.op_type == "QuantizeLinear" for reader in readers)
         if not rounded or len(parameters) != 1:
@@ -128,12 +128,6 @@ def share_the_steps_of_concatenations(graph: Graph) -> tuple[str, ...]:
             tensor = node.input[index] if source is None else source.input[0]
             graph.set_input(node, index, _another_pair(graph, tensor, scale, zero_point, like=node))
     return tuple(changed)
-
-
-def _pair_of(graph: Graph, tensor: str) -> NodeProto | None:
-    """Return the QuantizeLinear of a tensor that comes out of a Q/DQ pair."""
-    dequantize = graph.producer(tensor) if is_dequantized(graph, tensor) else None
-    return None if dequantize is None else graph.producer(dequantize.input[0])
 
 
 def _another_pair(graph: Graph, tensor: str, scale: str, zero_point: str, *, like: NodeProto) -> str:
