@@ -29,6 +29,9 @@ Time, ISMM 2013). scripts/bench_measuring.py found 0.9 to 1.1 % for p50s whose o
 """
 
 _LEVEL = 0.95
+_TAIL = 0.1
+"""Of the rounds, at each end: what an accident in one of them or two does to a spread is left out of it."""
+
 _MOST_DRAWS = 1 << 22
 """Draws held in memory at once."""
 
@@ -45,33 +48,34 @@ def latency_figures(rounds: Rounds) -> dict[str, float]:
     return _named(_point(_units(rounds)))
 
 
-def bootstrap_latency(
-    rounds: Rounds, *, seed: int = 0, between_launches: float = BETWEEN_LAUNCHES
-) -> dict[str, tuple[float, float]]:
+def bootstrap_latency(rounds: Rounds, *, seed: int = 0, other_runs: bool = True) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals of "mean", "p50", "p90" and "p99" over the calls of all rounds.
 
     Rounds are drawn with replacement and their calls kept together: calls of one round share the machine's state and
     are worth less than as many independent ones (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
     section 3.8, strategy 1). Where neighbouring rounds resemble each other, since the machine is slower for a while,
     several in a row are drawn at once: see `block_length`. Percentile intervals, widened for the number of blocks, and
-    for what one launch cannot show. Of fewer than eight rounds they are somewhat too short.
+    for what other runs would show: see `between_runs`. Of fewer than eight rounds they are somewhat too short.
 
     Args:
         rounds: times of the calls of each round, in milliseconds, in order. Of fewer than four, each call counts as a
             round.
         seed: of the draws.
-        between_launches: see `BETWEEN_LAUNCHES`; 0 for what this launch shows.
+        other_runs: hold what another run on this machine would find, rather than this one if it had gone on.
     """
     data = _units(rounds)
     length = block_length([float(np.median(each)) for each in data])
     found = np.concatenate([_figures(data, counts) for counts in _draws(len(data), length, data, seed=seed)])
     low, high = _ends(found, len(data) / length)
-    low, high = map(_named, _widened(_point(data), low, high, between_launches))
+    if other_runs:
+        shares = between_runs(np.stack([_point([np.asarray(each)]) for each in rounds]))
+        low, high = _widened(_point(data), low, high, shares)
+    low, high = _named(low), _named(high)
     return {name: (low[name], high[name]) for name in low}
 
 
 def ratio_interval(
-    base: Rounds, other: Rounds, *, seed: int = 0, between_launches: float = BETWEEN_LAUNCHES
+    base: Rounds, other: Rounds, *, seed: int = 0, other_runs: bool = True
 ) -> tuple[float, float, float]:
     """Return how many times faster `other` is: the ratio of the medians base / other and its 95 % interval.
 
@@ -81,12 +85,12 @@ def ratio_interval(
         base: times of the calls of each round.
         other: of the same rounds.
         seed: of the draws.
-        between_launches: of each of the two.
+        other_runs: see `bootstrap_latency`.
     """
     bases, others = _units(base), _units(other)
     count = min(len(bases), len(others))
     bases, others = bases[:count], others[:count]
-    length = block_length([float(np.median(a) / np.median(b)) for a, b in zip(bases, others, strict=True)])
+    length = block_length(_ratios(bases, others))
     found = np.concatenate(
         [
             _figures(bases, counts)[:, _MEDIAN] / _figures(others, counts)[:, _MEDIAN]
@@ -95,8 +99,31 @@ def ratio_interval(
     )
     low, high = _ends(found, count / length)
     ratio = float(_point(bases)[_MEDIAN] / _point(others)[_MEDIAN])
-    low, high = _widened(ratio, low, high, math.sqrt(2) * between_launches)
+    if other_runs:
+        share = between_runs(np.array(_ratios(base, other)), launches=2)
+        low, high = _widened(ratio, low, high, share)
     return ratio, float(low), float(high)
+
+
+def between_runs(values: Array, *, launches: int = 1) -> Array:
+    """Return the standard deviation of a figure between runs, as a share of it: what no interval from one run holds.
+
+    It is `BETWEEN_LAUNCHES`, or the spread of the rounds where that is wider. A machine that other programs slow down
+    is not slowed alike for every second, minute and hour: averages over a run do not settle, and the next run meets
+    some state that this one's rounds have seen. Of runs of ten seconds beside other programs, whose rounds differed by
+    5 to 30 %, 75 % of the figures agreed with the run after, and 48 % with any run of twelve minutes, by
+    `BETWEEN_LAUNCHES` alone; with the rounds' spread 95 % and 83 %.
+
+    Args:
+        values: [rounds] or [rounds, figures], of each round.
+        launches: whose errors the figure holds: 2 for a ratio.
+    """
+    share = BETWEEN_LAUNCHES * math.sqrt(launches)
+    if len(values) < _FEWEST_ROUNDS:
+        return np.full(values.shape[1:], share)
+    low, high = np.quantile(np.log(values), [_TAIL, 1 - _TAIL], axis=0)
+    spread: Array = (high - low) / (2 * NormalDist().inv_cdf(1 - _TAIL))
+    return np.maximum(share, spread)
 
 
 def block_length(values: Sequence[float]) -> int:
@@ -185,6 +212,10 @@ def _draws(units: int, length: int, data: Sequence[Array], *, seed: int) -> Iter
         yield np.bincount(flat.ravel(), minlength=rows * units).reshape(rows, units)
 
 
+def _ratios(bases: Sequence[Any], others: Sequence[Any]) -> list[float]:
+    return [float(np.median(base) / np.median(other)) for base, other in zip(bases, others, strict=False)]
+
+
 def _figures(data: Sequence[Array], counts: Array) -> Array:
     """Return mean and percentiles [draws, figures] of calls whose unit comes `counts` [draws, units] times."""
     times = np.concatenate(data)
@@ -223,10 +254,11 @@ def _ends(found: Array, units: float) -> tuple[Any, Any]:
     return low, high
 
 
-def _widened(point: Any, low: Any, high: Any, share: float) -> tuple[Any, Any]:
-    """Add an independent error, a share of the point, to both arms; an arm is never negative."""
-    more = NormalDist().inv_cdf((1 + _LEVEL) / 2) * share * point
-    return point - np.hypot(np.maximum(point - low, 0), more), point + np.hypot(np.maximum(high - point, 0), more)
+def _widened(point: Any, low: Any, high: Any, share: Any) -> tuple[Any, Any]:
+    """Add an independent error, a share of the point, to both arms; by logarithms, so that times stay positive."""
+    more = NormalDist().inv_cdf((1 + _LEVEL) / 2) * share
+    below, above = (np.hypot(np.maximum(np.log(arm), 0), more) for arm in (point / low, high / point))
+    return point * np.exp(-below), point * np.exp(above)
 
 
 def _chunks(count: int) -> Iterator[int]:
