@@ -54,7 +54,7 @@ def test_a_slower_int8_engine_is_explained(blame):
     text = "\n".join(section("vgg7:64", job(0.8, blame)))
     assert "- INT8 is slower than FP16:" in text
     assert "slower than in float: conv 0.3000 ms (0.1000 in float)" in text
-    assert '{ name = "conv", precision = "fp16" },' in text
+    assert 'the float engine stays the faster one: set [quantize] precision = "fp16"' in text
 
 
 def test_a_faster_one_is_not(blame):
