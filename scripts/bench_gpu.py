@@ -1,7 +1,7 @@
 """Benchmark maseRT's engines against PyTorch and ONNX Runtime on one GPU.
 
     python scripts/bench_gpu.py --out DIR [--only vgg7:64,resnet18:64] [--previous results.json] [--timing-cache DIR]
-                                [--budget SECONDS] [--docs docs/benchmarks.md]
+                                [--budget SECONDS] [--docs docs/benchmarks.md] [--free] [--advised]
     python scripts/bench_gpu.py --out DIR --dry-run        # no GPU: exports, builds with tensorrt-rtx, times the CPU
 
 Each job is a model and a batch size. Its engines are made by maseRT's own pipeline; one process then opens all rows of
@@ -52,6 +52,9 @@ def main() -> None:
         "--dry-run", action="store_true", help="without a GPU: build with tensorrt-rtx, time on the CPU"
     )
     parser.add_argument("--free", action="store_true", help="measure INT8 engines whose float types TensorRT 8 chose")
+    parser.add_argument(
+        "--advised", action="store_true", help="measure INT8 engines with the rules that their kernel times propose"
+    )
     parser.add_argument("--settle", help=argparse.SUPPRESS)  # these three are how the script calls itself
     parser.add_argument("--prepare", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -64,6 +67,7 @@ def main() -> None:
         arguments.blocks,
         arguments.deadline,
         arguments.free,
+        arguments.advised,
     )
     if arguments.settle:
         from gpu_bench.prepare import settle
@@ -89,12 +93,13 @@ def run(arguments: argparse.Namespace, options: Options) -> None:
         shutil.copytree(arguments.timing_cache, options.timing, dirs_exist_ok=True)
     results = merged(options, arguments.previous)
     jobs = [job_from_text(text) for text in arguments.only.split(",") if text] or list(JOBS)
-    todo = [job for job in jobs if not results.get(str(job), {}).get("complete")]
+    todo = [job for job in jobs if not options.is_done(results.get(str(job), {}))]
     for job in jobs:
         if job not in todo:
             print(f"{job}: already complete", flush=True)
     call = [sys.executable, __file__, "--out", options.out, "--work", options.work, "--blocks", str(options.blocks)]
-    call += [flag for flag, on in (("--dry-run", options.dry_run), ("--free", options.free)) if on]
+    flags = {"--dry-run": options.dry_run, "--free": options.free, "--advised": options.advised}
+    call += [flag for flag, on in flags.items() if on]
     prepare_all(call, todo, options)
     for job in todo:
         if time.time() > deadline:

@@ -6,7 +6,9 @@ from collections import Counter
 
 from maseRT.blame.findings import Blame, SlowerLayer
 from maseRT.blame.kernels import KernelGraph, timed_together
-from maseRT.blame.remedies import NOISE, find_remedies, int8_layers
+from maseRT.blame.limits import RESOLUTION_MS
+from maseRT.blame.remedies import find_remedies
+from maseRT.blame.savings import Savings, int8_layers
 from maseRT.errors import UsageError
 from maseRT.receipt import Receipt
 
@@ -26,14 +28,14 @@ def blame(quantized: Receipt, float_: Receipt) -> Blame:
     mine, theirs = KernelGraph(quantized, together), KernelGraph(float_, together)
     names = (*(layer.name for layer in quantized.layers), *together)
     layers = [SlowerLayer(name, mine.ms_of(name), theirs.ms_of(name)) for name in names]
-    slower = [each for each in layers if each.ms - each.float_ms > NOISE * each.ms]
+    slower = [each for each in layers if each.ms - each.float_ms > RESOLUTION_MS]
     return Blame(
         ms=mine.total_ms,
         float_ms=theirs.total_ms,
         float_precision=Counter(layer.asked for layer in float_.layers).most_common(1)[0][0],
         slower=tuple(sorted(slower, key=lambda each: each.float_ms - each.ms)),
         conversions=mine.conversions(),
-        remedies=find_remedies(quantized, float_),
+        remedies=find_remedies(Savings(quantized, mine, theirs, together), quantized, float_),
     )
 
 

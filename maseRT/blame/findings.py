@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
+from maseRT.blame.limits import WORTH
+
 _SHOWN = 5
+
+_FEW = 3
+"""As many rules at most are told where float is faster all the same."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,17 @@ class Remedy:
 
     Attributes:
         layers: their names.
-        rules: for [quantize] rules, in TOML, one per layer.
+        rules: for [quantize] rules, in TOML, as few as select them.
         saves_ms: the kernel time that they are expected to save.
         predicted_ms: the engine's kernel time with this remedy and those before it.
+        int8_left: how many layers are INT8 with these remedies.
     """
 
     layers: tuple[str, ...]
     rules: tuple[str, ...]
     saves_ms: float
     predicted_ms: float
+    int8_left: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Blame:
         float_precision: the precision that most layers of the float engine were asked for.
         slower: layers that take longer than in float, the worst first.
         conversions: the most expensive first.
-        remedies: the largest gain first.
+        remedies: the most gain for each layer first.
     """
 
     ms: float
@@ -88,12 +95,33 @@ class Blame:
         return self.remedies[-1].predicted_ms if self.remedies else self.ms
 
     @property
+    def prefers_float(self) -> bool:
+        """Whether the float engine is clearly faster than the INT8 one, and no rule makes up for more than that."""
+        return self.ms > (1 + WORTH) * self.float_ms and self.predicted_ms > (1 - WORTH) * self.float_ms
+
+    @property
+    def advised(self) -> tuple[Remedy, ...]:
+        """The remedies that are worth telling.
+
+        Where the float engine is the faster one, that is the first one at most, if it is short: for who wants the small
+        weights of INT8 all the same.
+        """
+        if not self.prefers_float:
+            return self.remedies
+        return tuple(each for each in self.remedies[:1] if each.int8_left and len(each.rules) <= _FEW)
+
+    @property
     def rules(self) -> tuple[str, ...]:
-        """The rules of all remedies."""
-        return tuple(chain.from_iterable(remedy.rules for remedy in self.remedies))
+        """The rules of these remedies."""
+        return tuple(chain.from_iterable(remedy.rules for remedy in self.advised))
+
+    @property
+    def advised_ms(self) -> float:
+        """The sum of the kernel times that is expected with these rules."""
+        return self.advised[-1].predicted_ms if self.advised else self.ms
 
     def lines(self) -> list[str]:
-        """Return the result in sentences; the proposed rules come last, ready to be pasted into a config."""
+        """Return the result in sentences; what to do comes last, rules ready to be pasted into a config."""
         told = [f"the kernels take {self.ms:.4f} ms, those of the float engine {self.float_ms:.4f} ms"]
         if self.slower:
             each = [f"{s.layer} {s.ms:.4f} ms ({s.float_ms:.4f} in float)" for s in self.slower]
@@ -102,20 +130,33 @@ class Blame:
             total = sum(conversion.ms for conversion in self.conversions)
             each = [conversion.line() for conversion in self.conversions]
             told.append(f"type and layout changes take {total:.4f} ms: {_listed(each)}")
-        if not self.remedies:
-            return [*told, "no rule is expected to make it faster"]
-        told.append(f"put this first into [quantize] rules, for an expected {self.predicted_ms:.4f} ms:")
-        for remedy in self.remedies:
+        if self.prefers_float:
+            told.append(f'the float engine stays the faster one: set [quantize] precision = "{self.float_precision}"')
+        elif not self.advised:
+            told.append("no rule is expected to make it faster")
+        return told + self._rule_lines()
+
+    def _rule_lines(self) -> list[str]:
+        if not self.advised:
+            return []
+        start = "to stay with INT8, put this" if self.prefers_float else "put this"
+        told = [f"{start} first into [quantize] rules, for an expected {self.advised_ms:.4f} ms:"]
+        for remedy in self.advised:
             first, *rest = remedy.rules
             told.append(f"  {first}  # saves {remedy.saves_ms:.4f} ms")
             told += [f"  {rule}  # with the line above" for rule in rest]
-        if self.predicted_ms >= self.float_ms:
-            told.append(f'the float engine stays the faster one: set [quantize] precision = "{self.float_precision}"')
         return told
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "predicted_ms": self.predicted_ms, "lines": self.lines()}
+        return {
+            **asdict(self),
+            "predicted_ms": self.predicted_ms,
+            "prefers_float": self.prefers_float,
+            "rules": list(self.rules),
+            "advised_ms": self.advised_ms,
+            "lines": self.lines(),
+        }
 
 
 def _listed(told: Sequence[str]) -> str:

@@ -61,9 +61,9 @@ class KernelGraph:
         """Return the layers before and after a kernel, and its own."""
         return self.before(kernel) | self.after(kernel) | {kernel.layer}
 
-    def direct_readers(self, tensor: str) -> frozenset[str]:
-        """Return the layers that read a tensor without a conversion in between."""
-        return frozenset(reader.layer for reader in self._readers.get(tensor, []) if not reader.converts)
+    def readers(self, tensor: str) -> Sequence[Kernel]:
+        """Return the kernels that read a tensor."""
+        return self._readers.get(tensor, ())
 
     def neighbours(self) -> dict[str, frozenset[str]]:
         """Return the layers around each layer, itself included."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,40 +13,59 @@ from maseRT.runtimes.trt import build as build_module
 from maseRT.steps.table import STEPS
 from maseRT.workspace import Workspace, read_json
 
-FP32_ENGINE_SECONDS = 150
-"""What it takes at most: it is left out when less is left."""
+ENGINE_SECONDS = 150
+"""What the FP32 one takes at most, and any other too: those that can wait are left out when less is left."""
 
 
 def build_all(job: Job, options: Options, result: dict[str, Any], save: Callable[[], None]) -> dict[str, Workspace]:
     """Build the engines; the INT8 one twice, the second time with a warm timing cache."""
     caches = {path.name: path.stat().st_size for path in options.timing.glob("*.cache")}
     result["timing_caches_before"] = caches
-    engines = {}
+    engines: dict[str, Workspace] = {}
     for precision in options.precisions:
-        if precision == "fp32" and options.deadline - time.time() < FP32_ENGINE_SECONDS:
+        if precision == "fp32" and options.deadline - time.time() < ENGINE_SECONDS:
             result["builds"][precision] = {"error": "left out: out of time"}
             continue
-        print(f"{job}: building {precision}", flush=True)
-        build: dict[str, Any] = {}
-        result["builds"][precision] = build
-        try:
-            # A cached engine of an earlier call counts as none: the build is timed.
-            run = open_run(job, precision, options, force=True)
-            with free_types() if precision == FREE else nullcontext():
-                outcome = run.single(STEPS["build-engine"])
-            build |= {key: outcome.summary[key] for key in ("build_seconds", "bytes", "notes", "version", "precision")}
-            build["step_seconds"] = outcome.seconds
-            # As long as the first build at worst: it is the measurements that must not run out of time.
-            spare = options.deadline - time.time() - FP32_ENGINE_SECONDS
-            if precision == "int8" and not options.dry_run and outcome.summary["build_seconds"] < spare:
-                build["warm_seconds"] = run.single(STEPS["build-engine"]).summary["build_seconds"]
-            build["precisions"] = precision_counts(run.workspace)
-            engines[precision] = run.workspace
-        except Exception as error:
-            build["error"] = str(error)[-2000:]
-            print(f"{job} {precision}: {error}", flush=True)
+        build_engine(job, precision, options, engines, result)
         save()
     return engines
+
+
+def build_engine(
+    job: Job,
+    precision: str,
+    options: Options,
+    engines: dict[str, Workspace],
+    result: dict[str, Any],
+    *,
+    rules: Sequence[str] = (),
+) -> None:
+    """Build one engine and add it; what went wrong is left in its place.
+
+    Args:
+        rules: of [quantize], which need an ONNX file of their own.
+    """
+    print(f"{job}: building {precision}", flush=True)
+    build: dict[str, Any] = {}
+    result["builds"][precision] = build
+    try:
+        if rules:
+            open_run(job, precision, options, rules=rules).transform(last="export")
+        # A cached engine of an earlier call counts as none: the build is timed.
+        run = open_run(job, precision, options, force=True, rules=rules)
+        with free_types() if precision == FREE else nullcontext():
+            outcome = run.single(STEPS["build-engine"])
+        build |= {key: outcome.summary[key] for key in ("build_seconds", "bytes", "notes", "version", "precision")}
+        build["step_seconds"] = outcome.seconds
+        # As long as the first build at worst: it is the measurements that must not run out of time.
+        spare = options.deadline - time.time() - ENGINE_SECONDS
+        if precision == "int8" and not options.dry_run and outcome.summary["build_seconds"] < spare:
+            build["warm_seconds"] = run.single(STEPS["build-engine"]).summary["build_seconds"]
+        build["precisions"] = precision_counts(run.workspace)
+        engines[precision] = run.workspace
+    except Exception as error:
+        build["error"] = str(error)[-2000:]
+        print(f"{job} {precision}: {error}", flush=True)
 
 
 class FreeTypes:

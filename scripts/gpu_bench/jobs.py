@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PRECISIONS = ("int8", "fp16", "fp32")
 """The order in which engines are built: what matters most comes first."""
 
 FREE = "int8-free"
 """An experiment: an FP32 file with Q/DQ pairs, whose floating-point layers TensorRT 8 may run in FP16 as it likes."""
+
+ADVISED = "int8-advised"
+"""An experiment: with the rules that the comparison of the job's own INT8 and FP16 engines proposes."""
+
+ADVISED_ROW = "tensorrt int8, as advised"
 
 SHAPES = {
     "vgg7": (3, 32, 32),
@@ -71,6 +77,7 @@ class Options:
     Attributes:
         deadline: seconds since the epoch after which what is optional is left out.
         free: measure `FREE`, too.
+        advised: measure `ADVISED`, too.
     """
 
     work: Path
@@ -79,6 +86,7 @@ class Options:
     blocks: int
     deadline: float
     free: bool = False
+    advised: bool = False
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -100,6 +108,10 @@ class Options:
     @property
     def runtime(self) -> str:
         return "tensorrt-rtx" if self.dry_run else "tensorrt"
+
+    def is_done(self, result: dict[str, Any]) -> bool:
+        """Whether a job's earlier result has all that is wanted."""
+        return bool(result.get("complete")) and ("advised" in result or not self.advised)
 
     def part(self, job: Job) -> Path:
         return self.parts / f"{job.model}-{job.batch}.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -54,15 +56,15 @@ def prepare(job: Job, precision: str, options: Options) -> None:
     open_run(job, precision, options).transform(last="export")
 
 
-def open_run(job: Job, precision: str, options: Options, *, force: bool = False) -> Run:
+def open_run(job: Job, precision: str, options: Options, *, force: bool = False, rules: Sequence[str] = ()) -> Run:
     """Return the pipeline of a model in one precision; the batch size touches only the engine."""
     path = options.work / f"{job.model}-{precision}.toml"
-    path.write_text(config_text(job, precision, options))
+    path.write_text(config_text(job, precision, options, rules))
     name = f"{job.model}-{precision}"
     return Run(load_config(path), path, Workspace(options.work / "runs", name), Silent(), force)
 
 
-def config_text(job: Job, precision: str, options: Options) -> str:
+def config_text(job: Job, precision: str, options: Options, rules: Sequence[str] = ()) -> str:
     floats = "fp32" if precision in ("fp32", FREE) else "fp16"
     sources = "tactic_sources = []" if precision == FREE else ""
     return f"""
@@ -78,8 +80,9 @@ name = "npz"
 path = "{options.data(job)}"
 batch_size = 64
 [quantize]
-precision = "{precision.removesuffix("-free")}"
+precision = "{precision.partition("-")[0]}"
 float = "{floats}"
+rules = [{" ".join(rules)}]
 [calibrate]
 batches = 1
 methods = ["max"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from marked_section import write_section
 
+from gpu_bench.jobs import ADVISED_ROW
 from maseRT.report.schema import LAUNCH_BOUND
 
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
@@ -101,7 +102,7 @@ def remarks(name: str, job: dict[str, Any]) -> list[str]:
                 f"- Energy: {ratio['ratio']:.1f} times less per sample than torch fp32 eager above idle "
                 f"[{ratio['low']:.1f}, {ratio['high']:.1f}], {ratio['gross_ratio']:.1f} times less with idle power."
             )
-    lines += blame_lines(job)
+    lines += [*blame_lines(job), *advised_lines(job)]
     energy = job.get("energy")
     if isinstance(energy, dict):
         visits = {row["energy"]["visits"] for row in job["rows"].values() if "visits" in (row.get("energy") or ())}
@@ -127,6 +128,24 @@ def blame_lines(job: dict[str, Any]) -> list[str]:
         return []
     why = job.get("blame", {}).get("lines") or ["no kernel times to tell why"]
     return ["- INT8 is slower than FP16:", *(f"    - {line.strip()}" for line in why)]
+
+
+def advised_lines(job: dict[str, Any]) -> list[str]:
+    """Say what the rules that the kernel times propose were expected to bring, and what they bring."""
+    advised, rows = job.get("advised"), job["rows"]
+    if not advised or "median_ms" not in rows.get(ADVISED_ROW, {}) or "median_ms" not in rows.get("tensorrt int8", {}):
+        return []
+    before_ms, expected_ms = advised["ms"], advised["advised_ms"]
+    kernels_ms = sum(job.get("layers", {}).get(ADVISED_ROW, {}).values())
+    device_ms = rows["tensorrt int8"]["median_ms"]
+    told = [f"- As advised ({' '.join(advised['rules']).rstrip(',')}):"]
+    if kernels_ms:
+        told.append(f"the kernels take {kernels_ms:.4f} ms, expected were {expected_ms:.4f} of {before_ms:.4f};")
+    told.append(
+        f"on the device {rows[ADVISED_ROW]['median_ms']:.4f} ms, "
+        f"the same share would be {device_ms * expected_ms / before_ms:.4f} of {device_ms:.4f}."
+    )
+    return [" ".join(told)]
 
 
 def build_lines(job: dict[str, Any]) -> list[str]:

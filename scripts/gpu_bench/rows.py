@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from gpu_bench.jobs import FREE, Job, Options
+from gpu_bench.jobs import ADVISED, ADVISED_ROW, FREE, Job, Options
 from gpu_bench.prepare import float_model, open_run
 from maseRT.agreement import agreement
 from maseRT.onnx_export import INPUT, OUTPUT
@@ -95,6 +95,7 @@ def make_rows(job: Job, options: Options, engines: dict[str, Workspace]) -> list
         *(Row(f"tensorrt {precision}", engine(precision)) for precision in ("fp32", "fp16", "int8")),
         Row("tensorrt int8, no CUDA graph", engine("int8", cuda_graph=False), metered=False),
         *([Row("tensorrt int8, types left to it", engine(FREE), metered=False)] if options.free else []),
+        *([Row(ADVISED_ROW, engine(ADVISED), metered=False)] if ADVISED in engines else []),
     ]
     return rows
 
