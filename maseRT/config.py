@@ -148,7 +148,7 @@ class QuantizeSection(Section):
     rules: tuple[PrecisionRule, ...] = Field((), description="First match wins.")
     placement: Literal["tensorrt", "layerwise"] = Field("tensorrt", description="Where Q/DQ pairs go.")
     depthwise: bool = Field(True, description="Quantize depth-wise convolutions too.")
-    overflow: Literal["keep-fp32", "error"] = Field("keep-fp32", description="FP16 layers that would overflow.")
+    overflow: Literal["keep-fp32", "error"] = Field("keep-fp32", description="FP16 layers that FP16 cannot hold.")
     backend: Literal["native", "pytorch-quantization"] = Field("native", description="Whose quantizers are used.")
     plugins: tuple[str, ...] = Field((), description="Modules that call maseRT.quant.register.")
 
