@@ -236,9 +236,7 @@ def test_what_falls_short(summary, code, strict_code):
 
 
 def test_each_gate_is_told_in_a_line(monkeypatch, tmp_path):
-    (tmp_path / "digits.toml").write_text(
-        '[model]\nname = "digits-cnn"\nrandom_weights = true\n[data]\nname = "digits"\n'
-    )
+    (tmp_path / "digits.toml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("maseRT.steps.pipeline.Run.single", lambda *_: outcome(gates=GATES, findings=[FINDING]))
     result = invoke("analyze", "--config", "digits.toml")
@@ -253,9 +251,7 @@ def test_each_gate_is_told_in_a_line(monkeypatch, tmp_path):
 
 
 def test_junit_needs_a_report(monkeypatch, tmp_path):
-    (tmp_path / "digits.toml").write_text(
-        '[model]\nname = "digits-cnn"\nrandom_weights = true\n[data]\nname = "digits"\n[quantize]\n'
-    )
+    (tmp_path / "digits.toml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     result = invoke("transform", "--config", "digits.toml", "--junit", "junit.xml")
     assert result.exit_code == ExitCode.USAGE

@@ -1,9 +1,7 @@
 """Layers whose weights are far smaller than FP16 numbers, from the plan to the exported files."""
 
-import sys
-
 import pytest
-from projects import CONFIG, new_project
+from projects import UNTRAINED, new_project, working_in
 
 from maseRT.workspace import read_json
 
@@ -24,21 +22,30 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 """
 
+CONFIG = (
+    UNTRAINED.replace("digits-cnn", "quiet_net:Net")
+    + """
+[quantize]
+[calibrate]
+batches = 2
+methods = ["max", "mse"]
+[finetune]
+epochs = 1
+initial_learning_rate = 1e-4
+[export]
+"""
+)
+
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "quiet_net.py").write_text(NET)
-    config = CONFIG.replace('"digits-cnn"', '"quiet_net:Net"\nrandom_weights = true')
-    config = config.replace("[train]\nepochs = 2\nlearning_rate = 5e-3\n", "")
-    yield new_project(tmp_path, config)
-    sys.modules.pop("quiet_net")
+def project(tmp_path):
+    with working_in(tmp_path, quiet_net=NET):
+        yield new_project(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("float_precision", ["fp32", "fp16"])
 def test_its_int8_layer_is_as_exact_as_others_and_its_scales_are_fp32(project, caplog, float_precision):
-    outcomes = project.transform(f"quantize.float={float_precision}", "finetune.epochs=1", last="export")
+    outcomes = project.transform(f"quantize.float={float_precision}")
     assert outcomes["export"].status == "done"
     calibrated = read_json(project.workspace.calibration, made_by="calibrate")
     assert all(method["sqnr_db"]["quiet"] > 30 for method in calibrated["methods"].values())
