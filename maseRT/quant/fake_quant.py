@@ -124,9 +124,8 @@ def floored(amax: Tensor) -> Tensor:
     Pretrained networks have dead channels, whose scales would be zero in half precision. A channel's range is at least
     AMAX_FLOOR, or a thousandth of the largest one where that is less: all weights of a layer may be tiny.
     """
-    largest = amax.amax()
-    floor = (largest * _FLOOR_SHARE).clamp(max=AMAX_FLOOR)
-    return torch.maximum(amax, torch.where(largest < SMALLEST_RANGE, AMAX_FLOOR, floor))
+    floor = F.threshold(amax.amax(), SMALLEST_RANGE, AMAX_FLOOR / _FLOOR_SHARE)
+    return torch.maximum(amax, floor.mul_(_FLOOR_SHARE).clamp_(max=AMAX_FLOOR))
 
 
 def _onto_grid_(x: Tensor, grid: Grid) -> Tensor:
