@@ -148,7 +148,7 @@ class QuantizeSection(Section):
     rules: tuple[PrecisionRule, ...] = Field((), description="First match wins.")
     placement: Literal["tensorrt", "layerwise"] = Field("tensorrt", description="Where Q/DQ pairs go.")
     depthwise: bool = Field(True, description="Quantize depth-wise convolutions too.")
-    overflow: Literal["keep-fp32", "error"] = Field("keep-fp32", description="FP16 layers that would overflow.")
+    overflow: Literal["keep-fp32", "error"] = Field("keep-fp32", description="FP16 layers that FP16 cannot hold.")
     backend: Literal["native", "pytorch-quantization"] = Field("native", description="Whose quantizers are used.")
     plugins: tuple[str, ...] = Field((), description="Modules that call maseRT.quant.register.")
 
@@ -332,8 +332,8 @@ class OnnxRuntimeSection(Section):
         "auto",
         pattern=r"^(auto|cpu|coreml|(cuda|tensorrt|migraphx|openvino|directml)(:\d+)?)$",
         description="auto, cpu, cuda, tensorrt, migraphx, openvino, directml or coreml, all but auto, cpu and coreml "
-        "with :N for the Nth. auto takes a GPU where there is one, else measures the CPU provider and OpenVINO's and "
-        "keeps the faster.",
+        "with :N for number N, of OpenVINO 0 being the CPU. auto takes a GPU where there is one, else measures the CPU "
+        "provider and OpenVINO's and keeps the faster.",
     )
     batches: Positive = Field(10, description="Calibration batches of the static mode and of ranges the plan lacks.")
     calibrator: Literal["minmax", "entropy", "percentile"] = Field(

@@ -28,7 +28,7 @@ def problems_from_validation(error: ValidationError, model: type[BaseModel]) -> 
 
 def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
     loc = detail["loc"]
-    key = _spelled(loc)
+    key = place_of(loc)
     match detail["type"]:
         case "extra_forbidden":
             hint = did_you_mean(str(loc[-1]), _keys_at(loc[:-1], model))
@@ -52,7 +52,7 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
             return f"{key}: {detail['msg'].lower()}, got {detail['input']!r}"
 
 
-def _spelled(loc: tuple[int | str, ...]) -> str:
+def place_of(loc: tuple[int | str, ...]) -> str:
     """Return ("quantize", "rules", 1, "name") as `quantize.rules[1].name`, without pydantic's union branch names."""
     text = ""
     for part in loc:

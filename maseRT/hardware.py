@@ -132,12 +132,12 @@ def resolve_device(device: str) -> str:
 
 def computing(device: str) -> str:
     """Return the hardware of a device of `maseRT.onnxrt.providers`: "cpu", "cuda:N", or the device's own name where it
-    is neither.
+    is neither. OpenVINO's first device is the CPU.
     """
     kind, _, index = device.partition(":")
     if kind in ("cuda", "tensorrt"):
         return f"cuda:{index or 0}"
-    return "cpu" if kind in ("cpu", "openvino") else device
+    return "cpu" if kind == "cpu" or (kind == "openvino" and int(index or 0) == 0) else device
 
 
 def cuda_index(device: str) -> int:

@@ -191,7 +191,8 @@ def test_torch_is_not_imported():
     ("device", "hardware"),
     [
         ("cpu", "cpu"),
-        ("openvino:1", "cpu"),
+        ("openvino:0", "cpu"),
+        ("openvino:1", "openvino:1"),
         ("cuda", "cuda:0"),
         ("cuda:1", "cuda:1"),
         ("tensorrt:2", "cuda:2"),

@@ -73,6 +73,15 @@ def test_imports_point_down(path):
             assert theirs not in {"plan", "config", "models", "quant"}
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("steps/**/*.py")), ids=lambda path: path.stem)
+def test_only_analyze_is_made_of_steps_analysis(path):
+    uses = any(module.startswith("maseRT.steps.analysis") for module in _imported(path))
+    if path.parent.name == "analysis":
+        assert "maseRT.steps.analyze" not in _imported(path)
+    else:
+        assert uses == (path.stem == "analyze")
+
+
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_load_nothing_heavy(module):
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"

@@ -88,7 +88,7 @@ _SINGLE = ("cpu", "coreml")
 
 
 def parse_device(device: str) -> tuple[Provider, int]:
-    """Return the provider and the index of a device such as "cpu" or "cuda:1".
+    """Return the provider and the index of a device such as "cpu" or "cuda:1"; OpenVINO's index 0 is the CPU.
 
     Raises:
         UsageError: there is no such device.
@@ -118,7 +118,7 @@ def why_unavailable(device: str) -> str | None:
         if reason:
             return reason
     if built_in(provider):
-        return None
+        return _why_no_openvino_device(index) if provider.device == "openvino" else None
     if provider.plugin:
         return _why_no_plugin_device(provider, index)
     return f"the installed onnxruntime has no {provider.name}: {provider.install}"
@@ -155,6 +155,20 @@ def _why_no_plugin_device(provider: Provider, index: int) -> str | None:
     return f"{provider.name} offers no device {index} for this machine's hardware ({', '.join(vendors) or 'unknown'})"
 
 
+def _why_no_openvino_device(index: int) -> str | None:
+    """Return why OpenVINO's built-in provider has no device of an index; None where it has. The first is the CPU."""
+    found = _openvino_devices() if index else ["CPU"]
+    return None if index < len(found) else f"OpenVINO has no device {index} here: {', '.join(found)}"
+
+
+def _openvino_devices() -> list[str]:
+    """Return OpenVINO's names of the devices of its built-in provider, such as "GPU.0"; CPUs before others."""
+    from onnxruntime.capi import _pybind_state
+
+    ids: list[str] = _pybind_state.get_available_openvino_device_ids()
+    return sorted(ids, key=lambda name: not name.startswith("CPU"))
+
+
 def plugin_devices(provider: Provider) -> list[Any]:
     """Return the devices that a plugin provider offers, its library registered first; CPUs before others."""
     import onnxruntime as ort
@@ -188,6 +202,8 @@ def provider_options(provider: Provider, index: int, settings: SessionSettings) 
             options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(settings.cache)}
     if provider.device == "openvino":
         options |= _openvino_options(settings)
+        if built_in(provider):
+            options["device_type"] = _openvino_devices()[index] if index else "CPU"
     if provider.device == "coreml":
         options |= {"ModelFormat": "MLProgram", "MLComputeUnits": "ALL"}
     return options

@@ -19,6 +19,7 @@ _HOMES = {
     "quantize_model": "maseRT.quant.prepare",
     "quantizers": "maseRT.quant.quantizer",
     "quantizers_off": "maseRT.quant.quantizer",
+    "ranges_below_half": "maseRT.quant.overflow",
     "refusal": "maseRT.quant.layers",
     "register": "maseRT.quant.layers",
     "set_float_precisions": "maseRT.quant.casts",

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from maseRT.errors import StepError, UsageError, did_you_mean, shortened
-from maseRT.quant.fake_quant import AMAX_FLOOR
+from maseRT.quant.fake_quant import SMALLEST_RANGE, floored
 from maseRT.quant.histogram import Bins, Histogram, merged
 from maseRT.quant.qat import is_weight
 from maseRT.quant.sqnr import squared_error_integral
 
-SMALLEST_RANGE = 2.0**-100
-"""Below it a range counts as zero: the scale of a two-thousandth of it would hardly be a normal float32."""
 RANGE_OF_ZEROS = 1.0
 """The range of an activation that was always 0: any positive one represents that."""
 _RANGE_OF_ZERO_WEIGHTS = 127 * 2.0**-14
@@ -190,9 +188,8 @@ def amax_from_histograms(
     """Compute every tensor's range, [] or [C] float32, on its histogram's device.
 
     Tensors of one method go through it together. Any positive range quantizes zeros exactly: a channel that holds
-    nothing else gets the largest range of its tensor, and a tensor of nothing else a constant. No channel's range is
-    below AMAX_FLOOR, as in training: pretrained networks have dead channels, whose scales would be zero in half
-    precision.
+    nothing else gets the largest range of its tensor, and a tensor of nothing else a constant. The ranges of dead
+    channels are floored, as in training.
 
     Args:
         histograms: by amax name.
@@ -232,7 +229,7 @@ def _for_zeros(histogram: Histogram, ranges: Tensor, *, name: str) -> Tensor:
     if _is_zero(histogram):
         return torch.full_like(ranges, _RANGE_OF_ZERO_WEIGHTS if is_weight(name) else RANGE_OF_ZEROS)
     ranges = torch.where(histogram.max < SMALLEST_RANGE, ranges.max(), ranges)
-    return ranges if histogram.spec.axis is None else ranges.clamp(min=AMAX_FLOOR)
+    return ranges if histogram.spec.axis is None else floored(ranges)
 
 
 def _batches(

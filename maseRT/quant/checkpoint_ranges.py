@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maseRT.errors import UsageError
 from maseRT.precision import QuantSpec
-from maseRT.quant.fake_quant import AMAX_FLOOR
+from maseRT.quant.fake_quant import floored
 from maseRT.quant.layers import default_specs, operands
 from maseRT.quant.operand import Operand
 from maseRT.quant.operations import joined
@@ -128,4 +128,4 @@ def _range_of(operand: Operand, layer: nn.Module, value: Tensor, *, where: str) 
             where=where,
             fix=f"train it with QuantDescriptor(axis=({operand.axis})), or keep the layer float with a rule",
         )
-    return value.detach().float().reshape(-1).clamp(min=AMAX_FLOOR)
+    return floored(value.detach().float().reshape(-1))

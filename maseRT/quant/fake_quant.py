@@ -22,7 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 AMAX_FLOOR = 127 * 2.0**-24
-"""The smallest range of a weight channel, for channels that are all zero: its scale is the smallest half float."""
+"""What no weight channel's range has to be below, and the range of weights of zeros: its scale is the smallest half."""
+SMALLEST_RANGE = 2.0**-100
+"""Below it a range counts as zero: the scale of a two-thousandth of it would hardly be a normal float32."""
+_FLOOR_SHARE = 2.0**-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def fake_quantize_learned(x: Tensor, amax: Tensor, grid: Grid) -> Tensor:
 
 
 def max_abs(x: Tensor, axis: int | None) -> Tensor:
-    """Return max|x|, [] or along one axis [C], in float32, without gradient, at least AMAX_FLOOR."""
+    """Return max|x|, [] or along one axis [C], in float32, without gradient, floored."""
     x = x.detach()
     dims = [d for d in range(x.dim()) if axis is None or d != axis % x.dim()]
     if not dims:
@@ -112,7 +115,17 @@ def max_abs(x: Tensor, axis: int | None) -> Tensor:
         highest = torch.linalg.vector_norm(x, math.inf, dims)  # one kernel, but fifty times slower than these on CPU
     else:
         highest = torch.maximum(x.amax(dims), x.amin(dims).neg_())
-    return highest.float().clamp_(min=AMAX_FLOOR)
+    return floored(highest.float())
+
+
+def floored(amax: Tensor) -> Tensor:
+    """Return the ranges of a weight, [] or [C] float32, without those that are next to nothing.
+
+    Pretrained networks have dead channels, whose scales would be zero in half precision. A channel's range is at least
+    AMAX_FLOOR, or a thousandth of the largest one where that is less: all weights of a layer may be tiny.
+    """
+    floor = F.threshold(amax.amax(), SMALLEST_RANGE, AMAX_FLOOR / _FLOOR_SHARE)
+    return torch.maximum(amax, floor.mul_(_FLOOR_SHARE).clamp_(max=AMAX_FLOOR))
 
 
 def _onto_grid_(x: Tensor, grid: Grid) -> Tensor:

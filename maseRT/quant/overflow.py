@@ -1,4 +1,4 @@
-"""FP16 holds nothing beyond 65504: which layers and operations must stay in FP32 for that."""
+"""FP16 holds nothing beyond 65504, and hardly anything below 6e-5: which layers and operations must stay in FP32."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from torch import Tensor, nn
 from maseRT.errors import UsageError
 from maseRT.plan import Plan
 from maseRT.precision import Precision
+from maseRT.quant.fake_quant import SMALLEST_RANGE
 from maseRT.quant.fold import folded
+from maseRT.quant.histogram import Histogram
 from maseRT.quant.islands import keep_islands_whole
 from maseRT.quant.operations import joined
 from maseRT.quant.walk import Call, Frame, Walker, tensors_in
 
 HALF_MAX = 65504.0
 """The largest FP16 number."""
+HALF_NORMAL = 2.0**-14
+"""The smallest FP16 number of full precision; what is smaller is a multiple of 2^-24."""
+SMALLEST_HALF_RANGE = 127 * 2.0**-20
+"""INT8 ranges below it have an FP16 scale of less than 16 times 2^-24: rounding moves it by 3 % or more."""
 
 
 def keep_in_fp32(plan: Plan, found: Mapping[str, str], *, overflow: Literal["keep-fp32", "error"]) -> Plan:
@@ -30,7 +36,7 @@ def keep_in_fp32(plan: Plan, found: Mapping[str, str], *, overflow: Literal["kee
 
     Args:
         plan: as it was.
-        found: names of layers and operations, and what goes beyond the range of FP16.
+        found: names of layers and operations, and what leaves the range of FP16.
         overflow: "error" refuses them instead.
 
     Raises:
@@ -38,18 +44,21 @@ def keep_in_fp32(plan: Plan, found: Mapping[str, str], *, overflow: Literal["kee
     """
     if found and overflow == "error":
         raise UsageError(
-            f"beyond the FP16 range of {HALF_MAX:g}: {'; '.join(f'{name} ({what})' for name, what in found.items())}",
+            f"outside the FP16 range of {HALF_NORMAL:.1g} to {HALF_MAX:g}: "
+            + "; ".join(f"{name} ({what})" for name, what in found.items()),
             where='[quantize] overflow = "error"',
             fix='keep these layers in fp32 with rules, or set overflow = "keep-fp32"',
         )
     for name, what in found.items():
-        plan = plan.with_float(name, Precision.FP32, f"kept in fp32: {what}, beyond the FP16 range")
+        plan = plan.with_float(name, Precision.FP32, f"kept in fp32: {what}, outside the FP16 range")
     notes = (*plan.notes, *(f"{name} is kept in fp32: {what}" for name, what in found.items()))
     return keep_islands_whole(replace(plan, notes=notes))
 
 
 def weights_beyond_half(model: nn.Module, plan: Plan) -> dict[str, str]:
-    """Return the layers that are to be FP16 but hold weights beyond its range, BatchNorms folded in, and which.
+    """Return the layers that are to be FP16 but hold weights outside its range, BatchNorms folded in, and which.
+
+    Weights are too small where the largest of a matrix or kernel is; INT8 ones have `ranges_below_half` for that.
 
     Raises:
         UsageError: a parameter outside of all layers does; none can be kept in FP32 for it.
@@ -68,6 +77,11 @@ def weights_beyond_half(model: nn.Module, plan: Plan) -> dict[str, str]:
         )
         if peak > HALF_MAX:
             found[layer.name] = f"{name} reaches {peak:.4g}"
+        elif layer.precision is Precision.FP16:
+            matrices = {name: _peak(tensor) for name, tensor in tensors.items() if tensor.dim() > 1}
+            small = [name for name, peak in matrices.items() if 0 < peak < HALF_NORMAL]
+            if small:
+                found[layer.name] = f"{small[0]} reaches {matrices[small[0]]:.4g} only"
     if plan.float is Precision.FP16:
         _check_loose_tensors(model, plan)
     return found
@@ -89,6 +103,24 @@ def _check_loose_tensors(model: nn.Module, plan: Plan) -> None:
 
 def _peak(tensor: Tensor) -> float:
     return float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+
+
+def ranges_below_half(plan: Plan, histograms: Mapping[str, Histogram]) -> dict[str, str]:
+    """Return the INT8 layers and operations whose scales are to be FP16 but too small for it, and the tensor.
+
+    Args:
+        plan: of the model whose tensors were observed.
+        histograms: of every quantized tensor, by amax name.
+    """
+    peaks = {name: float(histogram.max.max()) for name, histogram in histograms.items()}
+    for tie in plan.ties:
+        peaks |= dict.fromkeys(tie, max(peaks[name] for name in tie))
+    found = {}
+    for name, peak in peaks.items():
+        owner = plan.owner_of(name)
+        if SMALLEST_RANGE <= peak < SMALLEST_HALF_RANGE and plan.floats.get(owner) is Precision.FP16:
+            found[owner] = f"{name} reaches {peak:.4g} only"
+    return found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from maseRT.errors import UsageError, shortened
 from maseRT.plan import Fold, LayerPlan, Plan, SitePlan
 from maseRT.precision import Precision
 from maseRT.quant.checkpoint_ranges import input_spec, ranges_by_operand, weight_spec
-from maseRT.quant.fake_quant import AMAX_FLOOR
+from maseRT.quant.fake_quant import floored
 from maseRT.quant.fold import batchnorm_gain, per_output_channel
 from maseRT.quant.layers import LAYERS, default_specs, refusal
 from maseRT.quant.operations import joined
@@ -244,7 +244,7 @@ def _folded_range(layer: nn.Module, gain: Tensor, amax: Tensor) -> Tensor | None
         if not bool((groups == groups[0]).all()):
             return None
         gain = groups[0]
-    return (amax.detach().double().reshape(-1) * gain.abs()).float().clamp(min=AMAX_FLOOR)
+    return floored((amax.detach().double().reshape(-1) * gain.abs()).float())
 
 
 def _saturated(layer: nn.Module, gain: Tensor, amax: Tensor) -> tuple[int, float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maseRT.errors import StepError
 from maseRT.precision import QuantSpec
 from maseRT.quant.fake_quant import (
-    AMAX_FLOOR,
+    SMALLEST_RANGE,
     Grid,
     fake_quantize,
     fake_quantize_learned,
@@ -24,6 +24,7 @@ from maseRT.quant.fake_quant import (
 )
 
 SUFFIX = "_quantizer"
+_SMALLEST_HALF = 2.0**-24
 
 
 @dataclass
@@ -124,10 +125,12 @@ class Quantizer(nn.Module):
             if dtype is torch.float32 and not compiling:
                 return fake_quantize_unclipped(x, _along(axis, self.scale, x))
         elif isinstance(self.amax, nn.Parameter) and self.training:
-            scale = float(self.scale.clamp(min=AMAX_FLOOR / high))
+            scale = float(self.scale.clamp(min=SMALLEST_RANGE / high))
             return fake_quantize_learned(x, self.amax, grid_from_scale(scale, quant_min=low, quant_max=high))
         if self.follow or compiling:
-            return fake_quantize_scaled(x, _along(axis, self.scale.to(dtype).float(), x), quant_min=low, quant_max=high)
+            return fake_quantize_scaled(
+                x, _along(axis, self._rounded_scale(dtype).float(), x), quant_min=low, quant_max=high
+            )
         if axis is not None:
             return fake_quantize_scaled(x, _along(axis, self._scale(dtype), x), quant_min=low, quant_max=high)
         known = self._known()
@@ -151,7 +154,7 @@ class Quantizer(nn.Module):
         """Return the scale rounded to dtype, as float32."""
         known = self._known()
         if dtype not in known.scales:
-            scale = self.scale.to(dtype).float()
+            scale = self._rounded_scale(dtype).float()
             if not bool((scale > 0).all()):
                 raise StepError(
                     f"the range (amax) {float(self.amax.min()):.3g} is too small for {dtype}",
@@ -160,6 +163,13 @@ class Quantizer(nn.Module):
                 )
             known.scales[dtype] = scale
         return known.scales[dtype]
+
+    def _rounded_scale(self, dtype: torch.dtype) -> Tensor:
+        """Return the scale in dtype; that of a channel is not rounded to zero."""
+        scale = self.scale.to(dtype)
+        if dtype is torch.float16 and self.spec.axis is not None:
+            return scale.clamp(min=_SMALLEST_HALF)
+        return scale
 
     def _quantize_dequantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         axis: dict[str, Any] = {} if self.spec.axis is None else {"axis": self.spec.axis}
@@ -227,5 +237,5 @@ def exporting(model: nn.Module) -> Iterator[None]:
 def _onnx_constants(quantizer: Quantizer) -> dict[torch.dtype, Tensor]:
     """Return the scale for every float dtype that its input may have, and the zero point under int8."""
     floats = (torch.float32, torch.float16, torch.bfloat16)
-    constants = {dtype: quantizer.scale.to(dtype) for dtype in floats}
+    constants = {dtype: quantizer._rounded_scale(dtype) for dtype in floats}
     return {**constants, torch.int8: torch.zeros_like(quantizer.amax, dtype=torch.int8)}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from maseRT.config_errors import problems_from_validation
-from maseRT.errors import StepError, UsageError
+from maseRT import __version__
+from maseRT.config_errors import place_of, problems_from_validation
+from maseRT.errors import StepError, UsageError, shortened
 from maseRT.report.schema import SCHEMA, Report
+
+log = logging.getLogger(__name__)
 
 _IN_RUN = Path("json") / "report.json"
 _AGAIN = "write it anew: masert analyze --config CONFIG --force"
@@ -21,32 +25,69 @@ _SHOWN = 5
 def load_report(path: Path) -> Report:
     """Read a report from its file, or from a run's folder such as mase_output/tensorrt/quantization/NAME.
 
+    Keys that this maseRT does not know are left out, with a warning: a newer one of the same schema version adds some.
+
     Raises:
         UsageError: there is no such file, or it is no report at all.
-        StepError: it is damaged, of another schema version, or holds values of wrong types.
+        StepError: it is damaged, of another schema version, lacks something, or holds values of wrong types.
     """
     file = _file(path)
     raw = _read(file)
     if not isinstance(raw, dict):
         raise UsageError(f"holds a JSON {_kind(raw)}, not a report", where=str(file), fix=_what_to_give())
     _check_version(raw, file)
+    unknown = _leave_out_unknown(raw)
     try:
-        return Report.model_validate(raw, strict=True)
+        report = Report.model_validate(raw, strict=True)
     except ValidationError as error:
         problems = problems_from_validation(error, Report)
         more = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         lines = ["does not hold what a report holds", *(f"  {_short(line)}" for line in problems[:_SHOWN]), *more]
         raise StepError("\n".join(lines), where=str(file), fix=_AGAIN) from None
+    if unknown:
+        log.warning(
+            "%s: written by maseRT %s; this one, %s, leaves out what it does not know: %s",
+            file, _short(report.masert, 24), __version__, _short(shortened(unknown)),
+        )  # fmt: skip
+    return report
 
 
 def schema_json() -> str:
-    """Return the JSON schema of report.json, as docs/report.schema.json publishes it."""
+    """Return the JSON schema of report.json, as docs/report.schema.json publishes it.
+
+    As to `load_report`, keys that it does not name are no mistake: newer reports of the same version may have them.
+    """
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Report.model_json_schema(),
+        **_open(Report.model_json_schema()),
         "title": f"maseRT report, schema version {SCHEMA}",
     }
     return json.dumps(schema, indent=2) + "\n"
+
+
+def _open(schema: Any) -> Any:
+    """Return a schema without what forbids further keys."""
+    if isinstance(schema, list):
+        return [_open(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: _open(each) for key, each in schema.items() if (key, each) != ("additionalProperties", False)}
+
+
+def _leave_out_unknown(raw: dict[str, Any]) -> list[str]:
+    """Delete the keys that no part of a report has, and return their places, such as `rows[0].colour`."""
+    try:
+        Report.model_validate(raw, strict=True)
+    except ValidationError as error:
+        places = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+    else:
+        return []
+    for *path, key in places:
+        owner: Any = raw
+        for part in path:
+            owner = owner[part]
+        del owner[key]
+    return [".".join(filter(None, (place_of(tuple(path)), str(key)))) for *path, key in places]
 
 
 def _file(path: Path) -> Path:

@@ -8,7 +8,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 SCHEMA: Final = 2
-"""Version of report.json; it is increased when an old reader would misunderstand a new file."""
+"""Version of report.json; it is increased when an old reader would misunderstand a new file.
+
+A key that only adds something does not increase it: readers pass over keys that they do not know.
+"""
 
 LAUNCH_BOUND: Final = 0.5
 """Of a latency by the device's clock: where the device waited for the host in more of the calls, its median is that of
@@ -26,7 +29,7 @@ Real = Annotated[
 
 
 class Part(BaseModel):
-    """A frozen part of a report; unknown keys are refused."""
+    """A frozen part of a report; unknown keys are refused, so that `maseRT.report.files` can tell of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -24,16 +24,16 @@ from maseRT.report.gates import check_rows
 from maseRT.report.judging import judged, judgement
 from maseRT.report.markdown import console_table
 from maseRT.report.publish import publish
-from maseRT.steps import history
-from maseRT.steps.answers import Answers, prune
-from maseRT.steps.artifacts import Artifact, artifacts
+from maseRT.steps.analysis import history
+from maseRT.steps.analysis.answers import Answers, prune
+from maseRT.steps.analysis.artifacts import Artifact, artifacts
+from maseRT.steps.analysis.drifting import drift
+from maseRT.steps.analysis.evaluating import Evaluated, evaluate_rows
+from maseRT.steps.analysis.measuring import Measured, Measurement, measure
+from maseRT.steps.analysis.rows import TRANSFERS, hardware_name, not_run, row_of, versions_of
+from maseRT.steps.analysis.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.common import Setting, load_plan, set_up
-from maseRT.steps.drifting import drift
-from maseRT.steps.evaluating import Evaluated, evaluate_rows
-from maseRT.steps.measuring import Measured, Measurement, measure
 from maseRT.steps.resume import Finished
-from maseRT.steps.rows import TRANSFERS, hardware_name, not_run, row_of, versions_of
-from maseRT.steps.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.table import STEPS, Context, StepResult, final_plan
 from maseRT.workers.local import LocalWorker
 from maseRT.workers.process import ProcessWorker

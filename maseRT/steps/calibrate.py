@@ -22,7 +22,7 @@ from maseRT.quant.bias_correction import correct_biases, restore_biases
 from maseRT.quant.calibrators import RANGE_OF_ZEROS, Method, always_zero, amax_from_histograms
 from maseRT.quant.histogram import Histogram, tensors_from_histograms
 from maseRT.quant.observe import known_amax, load_amax, observe
-from maseRT.quant.overflow import keep_in_fp32, observed_overflow
+from maseRT.quant.overflow import keep_in_fp32, observed_overflow, ranges_below_half
 from maseRT.quant.qat import is_weight
 from maseRT.quant.quantizer import quantizers_off
 from maseRT.quant.sqnr import layer_sqnr_db, sqnr_db
@@ -46,7 +46,7 @@ class Subject:
     Attributes:
         setting: data and task.
         model: fake-quantized, on the context's device.
-        plan: of the model, without what would overflow in FP16.
+        plan: of the model, without what FP16 cannot hold.
         histograms: of every quantized tensor, by amax name.
         inputs: of the calibration data [N, ...], as many as one batch may have.
     """
@@ -87,7 +87,7 @@ def run(context: Context, section: CalibrateSection) -> StepResult:
 def _observe(
     context: Context, setting: Setting, model: nn.Module, plan: Plan, section: CalibrateSection
 ) -> tuple[dict[str, Histogram], Plan, Tensor]:
-    """Return every quantized tensor's histogram, the plan without what would overflow in FP16, and the first inputs."""
+    """Return every quantized tensor's histogram, the plan without what FP16 cannot hold, and the first inputs."""
     data = context.config.data
     missing = max(1, _MOST_VALUES // math.prod(setting.splits.input_shape))
     first: list[Tensor] = []
@@ -101,7 +101,11 @@ def _observe(
             with looked_up(inputs):
                 model(inputs.to(context.device))
     quantize = context.config.quantize or QuantizeSection()
-    return histograms, keep_in_fp32(plan, overflow, overflow=quantize.overflow), torch.cat(first)
+    outside = ranges_below_half(plan, histograms) | overflow
+    kept = keep_in_fp32(plan, outside, overflow=quantize.overflow)
+    for note in kept.notes[len(plan.notes) :]:
+        log.warning("%s", note)
+    return histograms, kept, torch.cat(first)
 
 
 def _candidates(subject: Subject) -> list[Candidate]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+from onnxruntime.capi import _pybind_state
 
 from maseRT.errors import CheckError, MissingError, UsageError
 from maseRT.onnxrt import providers
@@ -94,16 +95,42 @@ def test_a_plugin_that_is_not_installed_says_so(monkeypatch):
     assert "pip install onnxruntime-ep-openvino" in why_unavailable("openvino")
 
 
+def has_openvino_built_in(monkeypatch, devices: list[str]) -> None:
+    """Make the installed onnxruntime look like onnxruntime-openvino, with these devices and no plugin."""
+    name = PROVIDERS["openvino"].name
+    monkeypatch.setattr(providers, "find_spec", lambda name: None if name == "onnxruntime_ep_openvino" else object())
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [name, CPU])
+    monkeypatch.setattr(_pybind_state, "get_available_openvino_device_ids", lambda: devices, raising=False)
+
+
 def test_a_provider_that_is_built_in_needs_no_plugin(linear_onnx, monkeypatch):
     name = PROVIDERS["openvino"].name
     asked = {}
-    monkeypatch.setattr(providers, "find_spec", lambda name: None if name == "onnxruntime_ep_openvino" else object())
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [name, CPU])
+    has_openvino_built_in(monkeypatch, ["CPU"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda file, options, **rest: asked.update(rest))
     assert why_unavailable("openvino") is None
     create_session(linear_onnx, "openvino", SessionSettings(threads=2))
     assert asked["providers"] == [name, CPU]
     assert asked["provider_options"][0]["num_of_threads"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("device", "openvino_name"),
+    [("openvino", "CPU"), ("openvino:0", "CPU"), ("openvino:1", "GPU.0"), ("openvino:2", "GPU.1")],
+)
+def test_a_number_chooses_the_device_of_a_provider_that_is_built_in(device, openvino_name, linear_onnx, monkeypatch):
+    asked = {}
+    has_openvino_built_in(monkeypatch, ["GPU.0", "GPU.1", "CPU"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda file, options, **rest: asked.update(rest))
+    assert why_unavailable(device) is None
+    create_session(linear_onnx, device, SessionSettings())
+    assert asked["provider_options"][0]["device_type"] == openvino_name
+
+
+def test_a_number_beyond_the_devices_of_a_built_in_provider_is_refused(linear_onnx, monkeypatch):
+    has_openvino_built_in(monkeypatch, ["CPU", "GPU"])
+    with pytest.raises(MissingError, match="OpenVINO has no device 2 here: CPU, GPU"):
+        OnnxRuntime().open(linear_onnx, "openvino:2")
 
 
 def test_plugin_libraries_are_registered_once(monkeypatch):

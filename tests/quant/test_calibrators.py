@@ -223,6 +223,14 @@ def test_the_scale_of_a_dead_channel_is_a_half_float(method: str) -> None:
     assert torch.equal(amax[[0, 2]], own["conv.weight"])
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_tiny_weights_are_quantized_as_large_ones_are(method: str) -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    weight[1] *= 0.01
+    ranges = [amax_of(histogram_of(weight * size, axis=0), method) / size for size in (1.0, 2.0**-24)]
+    assert torch.equal(*ranges)
+
+
 def test_percentile_keeps_its_share_of_the_values() -> None:
     x = torch.rand(100_000)
     assert amax_of(histogram_of(x), "percentile-90").item() == pytest.approx(0.9, abs=0.005)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from maseRT.errors import UsageError
 from maseRT.plan import Plan
 from maseRT.precision import Precision
-from maseRT.quant import keep_in_fp32, observed_overflow, quantize_model, set_float_precisions
+from maseRT.quant import keep_in_fp32, observed_overflow, quantize_model, ranges_below_half, set_float_precisions
+from maseRT.quant.observe import observe
 
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 
@@ -98,6 +99,64 @@ def test_without_it_the_model_overflows() -> None:
 def test_it_can_be_refused() -> None:
     net = Loud().eval()
     plan = planned(net, float="fp16")
-    with pytest.raises(UsageError, match=r"beyond the FP16 range of 65504: mul \(its tensors reach"):
+    with pytest.raises(UsageError, match=r"outside the FP16 range of 6e-05 to 65504: mul \(its tensors reach"):
         keep_in_fp32(plan, observed(net, plan), overflow="error")
     assert keep_in_fp32(plan, {}, overflow="error") == plan
+
+
+class Quiet(nn.Module):
+    """The weights of `b` are about 1e-7, and so are the inputs of `c`; what comes out is of ordinary size."""
+
+    input_shape = (64,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(64, 512), nn.Linear(512, 512), nn.Linear(512, 64))
+        for layer in (self.a, self.b, self.c):
+            nn.init.normal_(layer.weight, 0, layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.b.weight.mul_(1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x))))) * 1e6
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_tiny_weights_and_inputs_lose_no_more_than_others(follow: bool) -> None:
+    net = Quiet().eval()
+    x = torch.randn(8, 64)
+    with torch.no_grad():
+        expected = net(x)
+        calibrated(net, planned(net))
+        for quantizer in (m for m in net.modules() if hasattr(m, "follow")):
+            quantizer.follow = follow and quantizer.spec.axis is not None
+        assert sqnr_db(expected, net(x)) > 30
+
+
+def test_scales_that_fp16_cannot_hold_stay_fp32() -> None:
+    net = Quiet().eval()
+    plan = planned(net, float="fp16")
+    model = quantize_model(Quiet().eval(), plan, master_weights=True)
+    with torch.no_grad(), observe(model) as histograms:
+        model(torch.randn(16, 64))
+    found = ranges_below_half(plan, histograms)
+    assert set(found) == {"b", "c"}
+    assert found["b"].startswith("b.weight reaches ")
+    assert found["c"].startswith("c.input reaches ")
+    kept = keep_in_fp32(plan, found, overflow="keep-fp32")
+    assert kept.of("b").precision is kept.of("c").precision is INT8
+    assert kept.of("b").float is kept.of("c").float is FP32
+    assert kept.of("a").float is FP16
+    assert [note.split()[0] for note in kept.notes] == ["b", "c"]
+    assert ranges_below_half(kept, histograms) == {}
+
+
+def test_fp16_weights_below_its_normal_numbers_stay_fp32() -> None:
+    net = Quiet().eval()
+    plan = planned(net, precision="fp16", float="fp16")
+    assert (plan.of("a").precision, plan.of("b").precision, plan.of("c").precision) == (FP16, FP32, FP16)
+    assert "weight reaches" in plan.of("b").reason
+    with torch.no_grad():
+        net.b.weight.zero_()
+    assert planned(net, precision="fp16", float="fp16").of("b").precision is FP16

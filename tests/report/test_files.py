@@ -86,7 +86,6 @@ def test_what_is_no_report_is_refused_in_plain_words(tmp_path, content, error, w
         (("rows", 0, "metrics", "samples"), 1.5, "rows[0].metrics.samples"),
         (("rows", 0, "size_bytes"), -1, "rows[0].size_bytes"),
         (("rows", 0, "role"), "base", "rows[0].role"),
-        (("rows", 0, "acuracy"), 0.9, "rows[0].acuracy: unknown key"),
         (("rows",), {}, "rows"),
         (("samples",), None, "samples"),
         (("rows", 5, "agreement", "label_agreement"), 1.5, "rows[5].agreement.label_agreement"),
@@ -97,6 +96,23 @@ def test_values_of_wrong_types_are_named_by_their_place(tmp_path, path, value, w
         load_report(write(tmp_path / "report.json", changed(*path, to=value)))
     assert words in caught.value.what
     assert "analyze" in caught.value.fix
+
+
+def test_keys_of_a_newer_version_are_left_out_and_told(tmp_path, caplog):
+    raw = report().model_dump(mode="json")
+    raw |= {"masert": "9.1.0", "weather": {"rain": True}}
+    raw["rows"][0]["timings"][0]["end_to_end"]["p95_ms"] = raw["rows"][1]["Colour"] = 1.0
+    assert load_report(write(tmp_path / "r.json", raw)) == report().model_copy(update={"masert": "9.1.0"})
+    (told,) = caplog.messages
+    assert "written by maseRT 9.1.0" in told
+    assert told.endswith("does not know: rows[0].timings[0].end_to_end.p95_ms, rows[1].Colour, weather")
+
+
+def test_a_known_key_is_missing_however_many_unknown_ones_there_are(tmp_path):
+    raw = report().model_dump(mode="json")
+    raw["rows"][0]["Runtime"] = raw["rows"][0].pop("runtime")
+    with pytest.raises(StepError, match=r"rows\[0\]\.runtime: is missing"):
+        load_report(write(tmp_path / "r.json", raw))
 
 
 def test_many_mistakes_are_counted_and_not_all_listed(tmp_path):

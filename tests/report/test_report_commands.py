@@ -74,6 +74,16 @@ def test_what_is_no_report_is_said(command, tmp_path):
     assert "report.json" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["report", "audit", "compare"])
+def test_what_a_newer_version_added_is_left_out_with_a_word(command, run_folder):
+    folders = [run_folder("a", lambda raw: raw.update(masert="9.1.0", weather="rain"))]
+    folders += [run_folder("b")] if command == "compare" else []
+    result = invoke(command, *folders)
+    assert result.exit_code == 0, result.output
+    assert "written by maseRT 9.1.0" in " ".join(result.stderr.split())
+    assert json.loads(invoke(command, *folders, "--json").stdout)
+
+
 def test_a_sound_report_passes_the_audit(run_folder):
     result = invoke("audit", run_folder(), "--strict")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -226,9 +236,7 @@ def test_what_falls_short(summary, code, strict_code):
 
 
 def test_each_gate_is_told_in_a_line(monkeypatch, tmp_path):
-    (tmp_path / "digits.toml").write_text(
-        '[model]\nname = "digits-cnn"\nrandom_weights = true\n[data]\nname = "digits"\n'
-    )
+    (tmp_path / "digits.toml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("maseRT.steps.pipeline.Run.single", lambda *_: outcome(gates=GATES, findings=[FINDING]))
     result = invoke("analyze", "--config", "digits.toml")
@@ -243,9 +251,7 @@ def test_each_gate_is_told_in_a_line(monkeypatch, tmp_path):
 
 
 def test_junit_needs_a_report(monkeypatch, tmp_path):
-    (tmp_path / "digits.toml").write_text(
-        '[model]\nname = "digits-cnn"\nrandom_weights = true\n[data]\nname = "digits"\n[quantize]\n'
-    )
+    (tmp_path / "digits.toml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     result = invoke("transform", "--config", "digits.toml", "--junit", "junit.xml")
     assert result.exit_code == ExitCode.USAGE

@@ -1,7 +1,12 @@
 """A small project on digits that the tests of the steps run."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from maseRT.config_file import load_config
 from maseRT.progress import Silent
@@ -37,6 +42,19 @@ seconds = 0.0
 isolate = false
 """
 
+UNTRAINED = """
+[run]
+threads = 1
+device = "cpu"
+[model]
+name = "digits-cnn"
+random_weights = true
+[data]
+name = "digits"
+batch_size = 64
+"""
+"""The start of a config whose model keeps its random weights."""
+
 
 @dataclass(frozen=True)
 class Project:
@@ -67,3 +85,17 @@ def new_project(folder: Path, config: str = CONFIG) -> Project:
     project = Project(folder)
     project.config.write_text(config)
     return project
+
+
+@contextmanager
+def working_in(folder: Path, **modules: str) -> Iterator[None]:
+    """Make a folder with modules of a user's own the working directory; what was imported of them is forgotten."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        yield
+    for name in modules:
+        sys.modules.pop(name, None)

@@ -13,7 +13,7 @@ from maseRT.errors import UsageError
 from maseRT.hardware import cpu
 from maseRT.report.files import load_report
 from maseRT.runtimes.onnxruntime import OnnxRuntime
-from maseRT.steps import artifacts, measuring
+from maseRT.steps.analysis import artifacts, measuring
 from maseRT.workers import local, schedule
 from maseRT.workers.schedule import measure_energies
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from projects import Project, new_project
+from projects import UNTRAINED, Project, new_project, working_in
 from typer.testing import CliRunner
 
 from maseRT.cli import app
@@ -24,15 +24,9 @@ def make():
         nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 10),
     )
 """
-CONFIG = """
-[run]
-threads = 1
-device = "cpu"
-[model]
-name = "upscaler:make"
-random_weights = true
-[data]
-name = "digits"
+CONFIG = (
+    UNTRAINED.replace("digits-cnn", "upscaler:make")
+    + """
 [quantize]
 [calibrate]
 batches = 1
@@ -44,6 +38,7 @@ batch = { min = 1, opt = 8, max = 8 }
 [analyze]
 runtimes = ["tensorrt-rtx"]
 """
+)
 RULES = "quantize.rules=[{ name = '3', precision = 'fp32' }]"
 
 
@@ -59,10 +54,7 @@ class Built:
 def in_folder(tmp_path_factory):
     """A working directory with the model's file."""
     folder = tmp_path_factory.mktemp("up")
-    (folder / "upscaler.py").write_text(MODEL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(folder)
+    with working_in(folder, upscaler=MODEL):
         yield folder
 
 

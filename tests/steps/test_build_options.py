@@ -3,22 +3,21 @@
 from pathlib import Path
 
 import pytest
+from projects import UNTRAINED
 
 from maseRT.config_file import load_config
 from maseRT.errors import ConfigError
 from maseRT.runtimes.base import BatchRange, ShapeRange
 from maseRT.steps.build_engine import build_options
 
-HEAD = """
-[model]
-name = "digits-cnn"
-random_weights = true
-[data]
-name = "digits"
+HEAD = (
+    UNTRAINED
+    + """
 [quantize]
 [export]
 [build-engine]
 """
+)
 
 
 @pytest.fixture

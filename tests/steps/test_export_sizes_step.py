@@ -1,9 +1,7 @@
 """export and build-engine where the images' sizes stay free."""
 
-import sys
-
 import pytest
-from projects import new_project
+from projects import UNTRAINED, new_project, working_in
 
 from maseRT.errors import UsageError
 from maseRT.onnx_export import export_onnx
@@ -20,16 +18,9 @@ def make():
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     )
 """
-CONFIG = """
-[run]
-threads = 1
-device = "cpu"
-[model]
-name = "pooling:make"
-random_weights = true
-[data]
-name = "digits"
-batch_size = 64
+CONFIG = (
+    UNTRAINED.replace("digits-cnn", "pooling:make")
+    + """
 [quantize]
 [calibrate]
 batches = 1
@@ -42,15 +33,13 @@ compute_capability = "8.9"
 on_mismatch = "warn"
 profiles = [{ input = { min = [1, 1, 8, 8], opt = [16, 1, 16, 24], max = [64, 1, 32, 32] } }]
 """
+)
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    (tmp_path / "pooling.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "pooling", raising=False)
-    return new_project(tmp_path, CONFIG)
+def project(tmp_path):
+    with working_in(tmp_path, pooling=MODEL):
+        yield new_project(tmp_path, CONFIG)
 
 
 def test_both_sizes_are_checked_and_the_engine_takes_the_profile(project):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from projects import Project, new_project
+from projects import UNTRAINED, Project, new_project
 
 from maseRT.checkpoints import load_tensors, save_tensors
 from maseRT.data.loading import load_data
@@ -355,18 +355,7 @@ def test_other_ways_to_fine_tune_leave_a_model_that_exports(finished, override):
 
 def test_int8_layers_without_a_calibration_are_told_before_anything_is_made(tmp_path):
     """`transform` used to train and quantize, and to say at the export that a range was not set."""
-    config = """
-[run]
-device = "cpu"
-[model]
-name = "digits-cnn"
-random_weights = true
-[data]
-name = "digits"
-[quantize]
-[export]
-"""
-    project = new_project(tmp_path / "project", config)
+    project = new_project(tmp_path / "project", UNTRAINED + "[quantize]\n[export]\n")
     with pytest.raises(UsageError, match="no step measures their ranges") as caught:
         project.transform()
     assert "[calibrate]" in caught.value.fix

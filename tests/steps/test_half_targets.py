@@ -2,20 +2,13 @@
 
 import onnx
 import pytest
-from projects import new_project
+from projects import UNTRAINED, new_project
 
 from maseRT.workspace import read_json
 
-CONFIG = """
-[run]
-threads = 1
-device = "cpu"
-[model]
-name = "digits-cnn"
-random_weights = true
-[data]
-name = "digits"
-batch_size = 64
+CONFIG = (
+    UNTRAINED
+    + """
 [quantize]
 float = "fp16"
 [calibrate]
@@ -24,6 +17,7 @@ methods = ["max"]
 [export]
 targets = ["tensorrt", "onnxruntime-cpu", "openvino"]
 """
+)
 
 ANALYZE = """
 [analyze]

@@ -18,8 +18,9 @@ from maseRT.errors import ExitCode
 from maseRT.interrupts import listening
 from maseRT.records import read_record, sha256
 from maseRT.report.files import load_report
-from maseRT.steps import build_engine, evaluating, export, measuring, onnxruntime
-from maseRT.steps.answers import Answers, prune
+from maseRT.steps import build_engine, export, onnxruntime
+from maseRT.steps.analysis import evaluating, measuring
+from maseRT.steps.analysis.answers import Answers, prune
 from maseRT.workers.local import LocalWorker
 from maseRT.workers.memory import Peak
 

@@ -3,11 +3,11 @@
 import json
 import math
 import re
-import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from projects import Project, new_project
+from projects import Project, new_project, working_in
 from sklearn.datasets import load_diabetes
 
 from maseRT.errors import UsageError
@@ -142,20 +142,15 @@ def measured(project):
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path):
     """Starts a project with modules of its own in the working directory."""
+    with ExitStack() as stack:
 
-    def _project(*, task, data, epochs, **modules) -> Project:
-        project = new_project(tmp_path / "project", CONFIG.format(task=task, data=data, epochs=epochs))
-        for name, text in modules.items():
-            (project.folder / f"{name}.py").write_text(text)
-        monkeypatch.chdir(project.folder)
-        return project
+        def _project(*, task, data, epochs, **modules) -> Project:
+            stack.enter_context(working_in(tmp_path / "project", **modules))
+            return new_project(tmp_path / "project", CONFIG.format(task=task, data=data, epochs=epochs))
 
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield _project
-    for name in ("own", "labels"):
-        sys.modules.pop(name, None)
+        yield _project
 
 
 def test_a_regression(project):

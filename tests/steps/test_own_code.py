@@ -1,23 +1,19 @@
 """A result depends on all of a user's code, not only on the file that the config names."""
 
-import sys
+import os
 
 import pytest
-from projects import CONFIG, new_project
+from projects import CONFIG, new_project, working_in
 
 NET = "import own_blocks\ndef make():\n    return own_blocks.make()\n"
 BLOCKS = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "own_net.py").write_text(NET)
-    (tmp_path / "own_blocks.py").write_text(BLOCKS)
-    yield new_project(tmp_path, CONFIG.replace('"digits-cnn"', '"own_net:make"').replace("epochs = 2", "epochs = 1"))
-    for name in ("own_net", "own_blocks"):
-        sys.modules.pop(name, None)
+def project(tmp_path):
+    with working_in(tmp_path, own_net=NET, own_blocks=BLOCKS):
+        config = CONFIG.replace('"digits-cnn"', '"own_net:make"').replace("epochs = 2", "epochs = 1")
+        yield new_project(tmp_path, config)
 
 
 def test_an_edit_of_what_the_factory_imports_makes_its_result_stale(project):
@@ -39,10 +35,10 @@ def test_an_edit_while_a_run_goes_on_counts_for_the_next_one(project):
     assert "own_blocks.py changed" in quantize.why
 
 
-def test_a_project_may_move_with_its_output(project, tmp_path, monkeypatch):
+def test_a_project_may_move_with_its_output(project, tmp_path):
     project.transform(last="train")
     moved = tmp_path.with_name(f"{tmp_path.name}-moved")
     tmp_path.rename(moved)
-    monkeypatch.chdir(moved)
+    os.chdir(moved)
     (outcome,) = type(project)(moved).run().preview(last="train")
     assert outcome.status == "cached", outcome.why

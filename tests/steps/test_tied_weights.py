@@ -1,9 +1,7 @@
 """Layers that share a weight: each may have another BatchNorm behind it, and another precision."""
 
-import sys
-
 import pytest
-from projects import CONFIG, new_project
+from projects import CONFIG, new_project, working_in
 
 from maseRT.workspace import read_json
 
@@ -28,12 +26,9 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "tied_net.py").write_text(NET)
-    yield new_project(tmp_path, CONFIG.replace('"digits-cnn"', '"tied_net:Net"'))
-    sys.modules.pop("tied_net")
+def project(tmp_path):
+    with working_in(tmp_path, tied_net=NET):
+        yield new_project(tmp_path, CONFIG.replace('"digits-cnn"', '"tied_net:Net"'))
 
 
 @pytest.mark.parametrize(

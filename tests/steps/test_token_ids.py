@@ -1,12 +1,11 @@
 """Runs whose model reads token ids: digits as 16 words of a vocabulary of 256, one for each patch and place."""
 
 import json
-import sys
 
 import numpy as np
 import onnx
 import pytest
-from projects import Project, new_project
+from projects import Project, new_project, working_in
 from sklearn.datasets import load_digits
 
 from maseRT.errors import UsageError
@@ -105,13 +104,10 @@ def read(path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A finished run of the transformer, and another one of the LSTM on the same words from a file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", list(sys.path))
-        project = new_project(tmp_path_factory.mktemp("tokens") / "project", CONFIG)
-        (project.folder / "own.py").write_text(OWN)
-        patch.chdir(project.folder)
+    folder = tmp_path_factory.mktemp("tokens") / "project"
+    with working_in(folder, own=OWN):
+        project = new_project(folder, CONFIG)
         yield project, project.transform()
-    sys.modules.pop("own", None)
 
 
 def input_type(path):

@@ -9,13 +9,13 @@ from maseRT.drift import ladder
 from maseRT.plan import Plan
 from maseRT.report.schema import Rung
 from maseRT.runtimes import get_compiler, get_runtime
-from maseRT.steps.artifacts import Artifact
+from maseRT.steps.analysis.artifacts import Artifact
+from maseRT.steps.analysis.divergence import explain
+from maseRT.steps.analysis.evaluating import Evaluated
+from maseRT.steps.analysis.layer_readers import EngineReader, LayerReader, OnnxReader, TorchReader
+from maseRT.steps.analysis.modules import ModuleOpener
 from maseRT.steps.build_engine import build_options
 from maseRT.steps.common import Setting, load_plan
-from maseRT.steps.divergence import explain
-from maseRT.steps.evaluating import Evaluated
-from maseRT.steps.layer_readers import EngineReader, LayerReader, OnnxReader, TorchReader
-from maseRT.steps.modules import ModuleOpener
 from maseRT.steps.table import Context, final_plan
 
 

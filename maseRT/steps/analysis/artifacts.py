@@ -17,8 +17,8 @@ from maseRT.runtimes.base import Session
 from maseRT.runtimes.feeds import dtype_name
 from maseRT.runtimes.opening import FileOpener
 from maseRT.runtimes.trt.sidecar import STRIPPED
+from maseRT.steps.analysis.modules import ModuleOpener, State
 from maseRT.steps.common import Setting, load_plan
-from maseRT.steps.modules import ModuleOpener, State
 from maseRT.steps.onnxruntime import session_settings
 from maseRT.steps.table import Context, final_checkpoint, final_plan
 from maseRT.workspace import read_json

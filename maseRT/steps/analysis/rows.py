@@ -14,10 +14,10 @@ from maseRT.measure import latency
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import parse_device
 from maseRT.report import schema
-from maseRT.steps.artifacts import Artifact
-from maseRT.steps.evaluating import Evaluated
-from maseRT.steps.history import metrics_of
-from maseRT.steps.measuring import Measured
+from maseRT.steps.analysis.artifacts import Artifact
+from maseRT.steps.analysis.evaluating import Evaluated
+from maseRT.steps.analysis.history import metrics_of
+from maseRT.steps.analysis.measuring import Measured
 from maseRT.tasks import Scores, Task
 from maseRT.workers.protocol import Opened
 from maseRT.workers.schedule import RowTimes

@@ -29,8 +29,8 @@ from maseRT.quant import quantize_model, quantizers
 from maseRT.quant.observe import load_amax, observe
 from maseRT.runtimes.base import BatchRange, BuildOptions, EngineInfo, Session
 from maseRT.runtimes.onnxruntime import OnnxRuntime
-from maseRT.steps.divergence import explain, first_divergence
-from maseRT.steps.layer_readers import EngineReader, LayerReader, OnnxReader, TorchReader
+from maseRT.steps.analysis.divergence import explain, first_divergence
+from maseRT.steps.analysis.layer_readers import EngineReader, LayerReader, OnnxReader, TorchReader
 
 THRESHOLD_DB = 15.0
 

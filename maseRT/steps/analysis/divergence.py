@@ -17,7 +17,7 @@ from maseRT.drift import Noise, threshold_db
 from maseRT.errors import MaseRTError, shortened
 from maseRT.plan import OUTPUT
 from maseRT.report.schema import Divergence, Rung
-from maseRT.steps.layer_readers import MAX_BATCH, Array, LayerReader, OnnxReader
+from maseRT.steps.analysis.layer_readers import MAX_BATCH, Array, LayerReader, OnnxReader
 
 LOOKS = 12
 """How many layers a bisection may read, each of which takes an engine of its own: enough for 2,000 layers."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maseRT.evaluate import Metrics, TaskMeter
 from maseRT.interrupts import finishing
-from maseRT.steps.answers import Answers
+from maseRT.steps.analysis.answers import Answers
 from maseRT.tasks import Task, outputs_in
 from maseRT.workers.memory import Peak
 from maseRT.workers.protocol import Worker
