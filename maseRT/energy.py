@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from maseRT.errors import StepError
-from maseRT.intervals import t_quantile
 from maseRT.meters import Meter
+from maseRT.spread import t_quantile
 
 VISITS = 4
 """To each row: what changes between them (clocks, heat, somebody else's work) is no part of a single one's interval."""

@@ -1,4 +1,4 @@
-"""95 % intervals by bootstrap: of latencies measured in rounds, of their ratios, and of differences of scores."""
+"""95 % intervals by bootstrap: of latencies measured in rounds, and of differences of scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maseRT.spread import FEWEST_ROUNDS, LEVEL, Z, between_runs, t_quantile
+
 Array = npt.NDArray[Any]
 Rounds = Sequence[Sequence[float]]
 
@@ -17,26 +19,10 @@ REPLICATES = 1000
 FIGURES = {"p50": 50, "p90": 90, "p99": 99}
 """Name -> percentile; the mean comes before them."""
 
-_MEDIAN = 1 + list(FIGURES).index("p50")
-"""Where `_figures` has it."""
-
-BETWEEN_LAUNCHES = 0.01
-"""Standard deviation of a latency between launches of the same program, as a share of it.
-
-Where the system puts memory differs each time, and calls of one process cannot tell (Mytkowicz and others, Producing
-Wrong Data Without Doing Anything Obviously Wrong, ASPLOS 2009; Kalibera and Jones, Rigorous Benchmarking in Reasonable
-Time, ISMM 2013). scripts/bench_measuring.py found 0.9 to 1.1 % for p50s whose own intervals were +-0.25 %.
-"""
-
-_LEVEL = 0.95
-_TAIL = 0.1
-"""Of the rounds, at each end: what an accident in one of them or two does to a spread is left out of it."""
-
 _MOST_DRAWS = 1 << 22
 """Draws held in memory at once."""
 
 _FEW_VALUES = 64
-_FEWEST_ROUNDS = 4
 
 
 def latency_figures(rounds: Rounds) -> dict[str, float]:
@@ -55,7 +41,8 @@ def bootstrap_latency(rounds: Rounds, *, seed: int = 0, other_runs: bool = True)
     are worth less than as many independent ones (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
     section 3.8, strategy 1). Where neighbouring rounds resemble each other, since the machine is slower for a while,
     several in a row are drawn at once: see `block_length`. Percentile intervals, widened for the number of blocks, and
-    for what other runs would show: see `between_runs`. Of fewer than eight rounds they are somewhat too short.
+    for what other runs would show (`maseRT.spread.between_runs`). Of fewer than eight rounds they are somewhat too
+    short.
 
     Args:
         rounds: times of the calls of each round, in milliseconds, in order. Of fewer than four, each call counts as a
@@ -68,62 +55,10 @@ def bootstrap_latency(rounds: Rounds, *, seed: int = 0, other_runs: bool = True)
     found = np.concatenate([_figures(data, counts) for counts in _draws(len(data), length, data, seed=seed)])
     low, high = _ends(found, len(data) / length)
     if other_runs:
-        shares = between_runs(np.stack([_point([np.asarray(each)]) for each in rounds]))
-        low, high = _widened(_point(data), low, high, shares)
+        of_rounds = np.stack([_point([np.asarray(each)]) for each in rounds])
+        low, high = _widened(_point(data), low, high, np.array([between_runs(each) for each in of_rounds.T.tolist()]))
     low, high = _named(low), _named(high)
     return {name: (low[name], high[name]) for name in low}
-
-
-def ratio_interval(
-    base: Rounds, other: Rounds, *, seed: int = 0, other_runs: bool = True
-) -> tuple[float, float, float]:
-    """Return how many times faster `other` is: the ratio of the medians base / other and its 95 % interval.
-
-    Rounds are drawn in pairs, as in `bootstrap_latency`, so that what disturbed both rows of a round cancels.
-
-    Args:
-        base: times of the calls of each round.
-        other: of the same rounds.
-        seed: of the draws.
-        other_runs: see `bootstrap_latency`.
-    """
-    bases, others = _units(base), _units(other)
-    count = min(len(bases), len(others))
-    bases, others = bases[:count], others[:count]
-    length = block_length(_ratios(bases, others))
-    found = np.concatenate(
-        [
-            _figures(bases, counts)[:, _MEDIAN] / _figures(others, counts)[:, _MEDIAN]
-            for counts in _draws(count, length, max(bases, others, key=lambda each: sum(map(len, each))), seed=seed)
-        ]
-    )
-    low, high = _ends(found, count / length)
-    ratio = float(_point(bases)[_MEDIAN] / _point(others)[_MEDIAN])
-    if other_runs:
-        share = between_runs(np.array(_ratios(base, other)), launches=2)
-        low, high = _widened(ratio, low, high, share)
-    return ratio, float(low), float(high)
-
-
-def between_runs(values: Array, *, launches: int = 1) -> Array:
-    """Return the standard deviation of a figure between runs, as a share of it: what no interval from one run holds.
-
-    It is `BETWEEN_LAUNCHES`, or the spread of the rounds where that is wider. A machine that other programs slow down
-    is not slowed alike for every second, minute and hour: averages over a run do not settle, and the next run meets
-    some state that this one's rounds have seen. Of runs of ten seconds beside other programs, whose rounds differed by
-    5 to 30 %, 75 % of the figures agreed with the run after, and 48 % with any run of twelve minutes, by
-    `BETWEEN_LAUNCHES` alone; with the rounds' spread 95 % and 83 %.
-
-    Args:
-        values: [rounds] or [rounds, figures], of each round.
-        launches: whose errors the figure holds: 2 for a ratio.
-    """
-    share = BETWEEN_LAUNCHES * math.sqrt(launches)
-    if len(values) < _FEWEST_ROUNDS:
-        return np.full(values.shape[1:], share)
-    low, high = np.quantile(np.log(values), [_TAIL, 1 - _TAIL], axis=0)
-    spread: Array = (high - low) / (2 * NormalDist().inv_cdf(1 - _TAIL))
-    return np.maximum(share, spread)
 
 
 def block_length(values: Sequence[float]) -> int:
@@ -170,33 +105,9 @@ def difference_interval(base: Array, other: Array, *, seed: int = 0) -> tuple[fl
     return float(low), float(high)
 
 
-def t_quantile(probability: float, freedom: int) -> float:
-    """Return Student's t quantile by its Cornish-Fisher expansion (Abramowitz and Stegun, 26.7.5); exact for 1 and 2.
-
-    Workers measure power, and import no scipy: it would take its time and memory there.
-
-    Args:
-        probability: between 0.5 and 1.
-        freedom: degrees of freedom.
-    """
-    p, n = probability, float(freedom)
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z = NormalDist().inv_cdf(p)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / n**power for power, term in enumerate(terms, start=1))
-
-
 def _units(rounds: Rounds) -> list[Array]:
     data = [np.asarray(each, dtype=np.float64) for each in rounds]
-    return data if len(data) >= _FEWEST_ROUNDS else list(np.concatenate(data).reshape(-1, 1))
+    return data if len(data) >= FEWEST_ROUNDS else list(np.concatenate(data).reshape(-1, 1))
 
 
 def _draws(units: int, length: int, data: Sequence[Array], *, seed: int) -> Iterator[Array]:
@@ -210,10 +121,6 @@ def _draws(units: int, length: int, data: Sequence[Array], *, seed: int) -> Iter
         chosen = (starts[:, :, None] + np.arange(length)) % units
         flat = chosen.reshape(rows, -1)[:, :units] + units * np.arange(rows)[:, None]
         yield np.bincount(flat.ravel(), minlength=rows * units).reshape(rows, units)
-
-
-def _ratios(bases: Sequence[Any], others: Sequence[Any]) -> list[float]:
-    return [float(np.median(base) / np.median(other)) for base, other in zip(bases, others, strict=False)]
 
 
 def _figures(data: Sequence[Array], counts: Array) -> Array:
@@ -248,15 +155,15 @@ def _ends(found: Array, units: float) -> tuple[Any, Any]:
     Should Know About the Bootstrap, The American Statistician 69, 2015.
     """
     freedom = max(1, math.floor(units) - 1)
-    wide = math.sqrt((freedom + 1) / freedom) * t_quantile((1 + _LEVEL) / 2, freedom)
+    wide = math.sqrt((freedom + 1) / freedom) * t_quantile((1 + LEVEL) / 2, freedom)
     tail = 1 - NormalDist().cdf(wide)
     low, high = np.quantile(found, [tail, 1 - tail], axis=0)
     return low, high
 
 
-def _widened(point: Any, low: Any, high: Any, share: Any) -> tuple[Any, Any]:
+def _widened(point: Array, low: Array, high: Array, share: Array) -> tuple[Array, Array]:
     """Add an independent error, a share of the point, to both arms; by logarithms, so that times stay positive."""
-    more = NormalDist().inv_cdf((1 + _LEVEL) / 2) * share
+    more = Z * share
     below, above = (np.hypot(np.maximum(np.log(arm), 0), more) for arm in (point / low, high / point))
     return point * np.exp(-below), point * np.exp(above)
 

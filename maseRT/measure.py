@@ -32,6 +32,7 @@ def latency(rounds: Sequence[Sequence[float]], clock: str, *, waited: int | None
         intervals={name: schema.Interval(low=low, high=high) for name, (low, high) in intervals.items()},
         clock=clock,
         waited=None if waited is None else waited / len(times),
+        rounds=[latency_figures([each])["p50"] for each in rounds],
     )
 
 

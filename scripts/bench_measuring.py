@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 
 from maseRT.hardware import cpu
-from maseRT.intervals import ratio_interval
 from maseRT.measure import latency
+from maseRT.report.estimates import times_faster
 from maseRT.workers.process import ProcessWorker
 from maseRT.workers.schedule import calls_per_round, measure_rows
 
@@ -200,13 +200,15 @@ def quiet(sessions: Mapping[str, list[Session]]) -> dict[str, list[Session]]:
 
 
 def figures(rounds: Mapping[str, list[list[float]]]) -> Iterator[Figure]:
-    base = next(iter(rounds))
-    for name, wall in rounds.items():
-        told = latency(wall, "wall")
+    found = {name: latency(wall, "wall") for name, wall in rounds.items()}
+    base, *others = found
+    for name, told in found.items():
         for figure, interval in told.intervals.items():
             yield Figure(f"{name} {figure}", getattr(told, f"{figure}_ms"), interval.low, interval.high)
-        if name != base:
-            yield Figure(f"{name} ratio", *ratio_interval(rounds[base], wall))
+    for name in others:
+        faster = times_faster(found[base], found[name])
+        if faster.interval:
+            yield Figure(f"{name} ratio", faster.value, faster.interval.low, faster.interval.high)
 
 
 def agree(one: Figure, other: Figure) -> bool:

@@ -23,7 +23,7 @@ LAYERS = [
     },
     {
         "workspace", "records", "config", "config_errors", "config_file", "errors", "precision", "progress", "logs",
-        "factories", "hardware", "interrupts", "closing", "termination", "user_code", "eval_mode",
+        "factories", "hardware", "interrupts", "closing", "termination", "user_code", "eval_mode", "spread",
     },
 ]  # fmt: skip
 

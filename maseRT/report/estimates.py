@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from maseRT.report.schema import Energy, Interval, Timing
-
-_Z95 = 1.959963984540054
-"""Quantile of the normal distribution: two-sided 95 %."""
+from maseRT.report.schema import Energy, Interval, Latency, Timing
+from maseRT.spread import FEWEST_ROUNDS, Z, paired_error
 
 _MOST = 700.0
 """Logarithm of a ratio that a float can hold."""
@@ -67,6 +65,18 @@ def ratio(before: Estimate, after: Estimate) -> Estimate:
     return Estimate(_exp(logarithm.value), Interval(low=_exp(found.low), high=_exp(found.high)) if found else None)
 
 
+def times_faster(base: Latency, other: Latency) -> Estimate:
+    """Return how many times faster `other` is: p50 of `base` over its own, by rounds in which both were timed.
+
+    Reports from before there were rounds give the ratio of independent estimates, as if of two runs.
+    """
+    if len(base.rounds) != len(other.rounds) or len(base.rounds) < FEWEST_ROUNDS:
+        return ratio(*(Estimate(each.p50_ms, each.intervals.get("p50")) for each in (other, base)))
+    value = base.p50_ms / other.p50_ms
+    error = math.exp(paired_error([one / two for one, two in zip(base.rounds, other.rounds, strict=True)]))
+    return Estimate(value, Interval(low=value / error, high=value * error))
+
+
 def _log(estimate: Estimate) -> Estimate:
     found = estimate.interval
     if found is None or min(found.low, found.high) <= 0:
@@ -86,7 +96,7 @@ def share(value: float, samples: int) -> Estimate:
     """
     if samples <= 0:
         return Estimate(value)
-    extra = _Z95**2 / samples
+    extra = Z**2 / samples
     centre = (value + extra / 2) / (1 + extra)
-    margin = _Z95 * math.sqrt(max(value * (1 - value), 0) / samples + extra / (4 * samples)) / (1 + extra)
+    margin = Z * math.sqrt(max(value * (1 - value), 0) / samples + extra / (4 * samples)) / (1 + extra)
     return Estimate(value, Interval(low=min(centre - margin, value), high=max(centre + margin, value)))

@@ -7,7 +7,7 @@ from functools import partial
 
 from maseRT.config import GateSection, Speedup
 from maseRT.errors import UsageError, did_you_mean
-from maseRT.report.estimates import Estimate, median_ms, millijoules, ratio
+from maseRT.report.estimates import Estimate, median_ms, millijoules, times_faster
 from maseRT.report.schema import Gate, Interval, Report, Row, Timing
 
 
@@ -137,7 +137,7 @@ def _turned(interval: Interval, sign: float) -> Interval:
 
 
 def _speedup(report: Report, row: Row, *, over: Row, limit: float) -> Got:
-    """Take the ratio of interleaved rounds where the other row is the baseline, else that of the two medians."""
+    """Take the ratio that the report has where the other row is the baseline."""
     batch = report.batch()
     mine, theirs = _timing(report, row), _timing(report, over)
     if mine is None or theirs is None:
@@ -146,7 +146,7 @@ def _speedup(report: Report, row: Row, *, over: Row, limit: float) -> Got:
     if mine.ratio is not None and over.name == report.baseline:
         faster = Estimate(mine.ratio, mine.ratio_interval)
     else:
-        faster = ratio(median_ms(mine), median_ms(theirs))
+        faster = times_faster(theirs.end_to_end, mine.end_to_end)
     words = _with_interval(faster.value, faster.interval, "{:.3g}", "x") + f" at batch {batch}"
     return words + _reaches(-faster.value, -faster.interval.low if faster.interval else None, -limit), _within(
         -faster.value, -limit

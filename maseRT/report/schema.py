@@ -72,6 +72,8 @@ class Latency(Part):
         clock: "wall", or "device events".
         waited: by the device's clock, the share of the calls for which the device waited for the host; see
             `maseRT.runtimes.device_times.DeviceTimes`. None where that was not looked at.
+        rounds: p50 of each round, in order: rows that were timed in the same rounds are compared by them. None are told
+            in older reports.
     """
 
     iterations: Count
@@ -83,6 +85,7 @@ class Latency(Part):
     intervals: dict[str, Interval]
     clock: str
     waited: Share | None = None
+    rounds: list[Amount] = []
 
     @property
     def launch_bound(self) -> bool:
@@ -99,7 +102,7 @@ class Timing(Part):
             An upper bound where it is launch-bound (`Latency.launch_bound`).
         throughput: samples per second, by the mean of `end_to_end`.
         ratio: the baseline's end-to-end p50 over this row's, in the same rounds; None for the baseline itself.
-        ratio_interval: its 95 % interval, by the ratios of the single rounds.
+        ratio_interval: its 95 % interval, by the ratios of the rounds.
     """
 
     batch: Count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from maseRT.report.estimates import median_ms, ratio
+from maseRT.report.estimates import times_faster
 from maseRT.report.schema import Interval, Report, Row, Task, Timing
 from maseRT.report.wording import count, is_share, metric_change, metric_name, names, row_title, significant
 
@@ -76,7 +76,7 @@ def _speed(report: Report, timing: Timing, other: Row, batch: int) -> Speed | No
     against = report.timing(other.name, batch)
     if against is None or timing.end_to_end.p50_ms <= 0 or against.end_to_end.p50_ms <= 0:
         return None
-    found = ratio(median_ms(timing), median_ms(against))
+    found = times_faster(against.end_to_end, timing.end_to_end)
     return Speed(other, found.value, found.interval)
 
 

@@ -30,7 +30,7 @@ from maseRT.steps.analysis.artifacts import Artifact, artifacts
 from maseRT.steps.analysis.drifting import drift
 from maseRT.steps.analysis.evaluating import Evaluated, evaluate_rows
 from maseRT.steps.analysis.measuring import Measured, Measurement, measure
-from maseRT.steps.analysis.rows import TRANSFERS, hardware_name, not_run, row_of, versions_of
+from maseRT.steps.analysis.rows import TRANSFERS, hardware_name, not_run, row_of, timings_of, versions_of
 from maseRT.steps.analysis.sensitivity import Sensitivity, sensitivity
 from maseRT.steps.common import Setting, load_plan, set_up
 from maseRT.steps.resume import Finished
@@ -188,6 +188,7 @@ def _report(
     baseline = next(iter(rows.workers), "")
     kernels_ms = next((each.kernels_ms for each in measured.values() if each.kernels_ms), {})
     history.save_kernel_times(config, workspace, kernels_ms)
+    timings = timings_of(measured, baseline=baseline)
     return schema.Report(
         masert=__version__,
         run=workspace.run,
@@ -204,8 +205,8 @@ def _report(
                 rows.opened[artifact.name],
                 evaluated,
                 measured.get(artifact.name),
+                timings=timings.get(artifact.name, []),
                 baseline=baseline,
-                base=measured.get(baseline),
                 task=setting.task,
                 method=_method(context, section, artifact),
             )

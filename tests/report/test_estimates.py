@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from build import energy
 
-from maseRT.report.estimates import Estimate, difference, millijoules, ratio, share
+from maseRT.measure import latency
+from maseRT.report.estimates import Estimate, difference, millijoules, ratio, share, times_faster
 from maseRT.report.schema import Energy, Interval
 
 
@@ -52,3 +53,24 @@ def test_the_intervals_cover_the_truth_in_19_of_20_pairs():
         for index, (found, truth) in enumerate(((difference(*drawn), 1.0), (ratio(*drawn), 1.5))):
             hits[index] += found.interval.low <= truth <= found.interval.high
     assert np.all((hits / trials > 0.935) & (hits / trials < 0.965))
+
+
+def test_what_slows_down_both_rows_of_a_round_cancels_in_their_ratio():
+    rng = np.random.default_rng(8)
+    slower = rng.choice([1.0, 2.0], 20)
+    base, other = (
+        latency([(factor * rng.normal(ms, 0.01, 30)).tolist() for factor in slower], "wall") for ms in (8, 4)
+    )
+    found = times_faster(base, other)
+    assert found.interval.low <= found.value <= found.interval.high
+    assert (found.interval.low, found.interval.high) == (pytest.approx(2.0, rel=0.05), pytest.approx(2.0, rel=0.05))
+    apart = ratio(Estimate(other.p50_ms, other.intervals["p50"]), Estimate(base.p50_ms, base.intervals["p50"]))
+    assert apart.interval.low < 1 < found.interval.low  # as two runs on such a machine they would not differ
+
+
+def test_rows_of_older_reports_are_compared_as_independent_ones():
+    base, other = (latency([[ms * 0.99, ms, ms * 1.01]] * 20, "wall") for ms in (8.0, 4.0))
+    older = base.model_copy(update={"rounds": []})
+    assert times_faster(older, other) == ratio(
+        Estimate(4.0, other.intervals["p50"]), Estimate(8.0, base.intervals["p50"])
+    )

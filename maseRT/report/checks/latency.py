@@ -37,11 +37,14 @@ def _latencies(report: Report) -> Iterator[tuple[Row, str, Latency]]:
 
 
 def percentiles(report: Report) -> Iterator[Told]:
-    """A latency is positive, and p50 <= p90 <= p99."""
+    """A latency is positive, p50 <= p90 <= p99, and p50 lies among those of the rounds."""
     for row, what, times in _latencies(report):
         if not 0 < times.p50_ms <= times.p90_ms <= times.p99_ms or times.mean_ms <= 0:
             told = f"p50 {times.p50_ms:g}, p90 {times.p90_ms:g}, p99 {times.p99_ms:g}, mean {times.mean_ms:g} ms"
             yield error(f"{what}: {told} are no latencies of one measurement", row.name)
+        if times.rounds and not _inside(times.p50_ms, Interval(low=min(times.rounds), high=max(times.rounds))):
+            told = f"its rounds have {min(times.rounds):g} to {max(times.rounds):g} ms"
+            yield error(f"{what}: p50 is {times.p50_ms:g} ms, and {told}", row.name)
 
 
 def spread(report: Report) -> Iterator[Told]:

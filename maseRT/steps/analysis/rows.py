@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ import numpy as np
 from maseRT.agreement import agreement
 from maseRT.energy import Energy
 from maseRT.hardware import computing, cpu, cuda_index, nvidia_gpus
-from maseRT.intervals import difference_interval, ratio_interval
+from maseRT.intervals import difference_interval
 from maseRT.measure import latency
 from maseRT.onnxrt.kernels import kernels_of
 from maseRT.onnxrt.providers import parse_device
 from maseRT.report import schema
+from maseRT.report.estimates import times_faster
 from maseRT.steps.analysis.artifacts import Artifact
 from maseRT.steps.analysis.evaluating import Evaluated
 from maseRT.steps.analysis.history import metrics_of
@@ -39,8 +41,8 @@ def row_of(
     evaluated: Evaluated,
     measured: Measured | None,
     *,
+    timings: Sequence[schema.Timing],
     baseline: str,
-    base: Measured | None,
     task: Task,
     method: schema.Method,
 ) -> schema.Row:
@@ -51,15 +53,15 @@ def row_of(
         opened: what its worker said.
         evaluated: everybody's outputs and metrics.
         measured: None for a row that is not timed.
+        timings: of its latencies, as `timings_of` gives them.
         baseline: name of the row that the others are compared with.
-        base: what was measured of it.
         task: gives the scores that differences are drawn from.
         method: how it was measured.
     """
     name = artifact.name
     rest = _compared(name, baseline, evaluated, task) if name != baseline else {}
     if measured is not None:
-        rest |= _measured(measured, base if name != baseline else None, isolated=method.isolated)
+        rest |= {"timings": timings, **_measured(measured, isolated=method.isolated)}
     metrics = evaluated.metrics[name]
     return _row(
         artifact,
@@ -135,14 +137,27 @@ def _change(before: float, after: float, base_scores: Scores, scores: Scores) ->
     return {"value": change, "interval": schema.Interval(low=low, high=high)}
 
 
-def _measured(measured: Measured, base: Measured | None, *, isolated: bool) -> dict[str, object]:
+def timings_of(measured: Mapping[str, Measured], *, baseline: str) -> dict[str, list[schema.Timing]]:
+    """Return the speed of each row at each batch size, and how it compares with the baseline's."""
+    walls = {
+        name: {size: latency(times.wall, clock="wall") for size, times in row.times.items()}
+        for name, row in measured.items()
+    }
+    base = walls.get(baseline, {})
+    return {
+        name: [
+            _timing(size, times, walls[name][size], base=None if name == baseline else base.get(size))
+            for size, times in row.times.items()
+        ]
+        for name, row in measured.items()
+    }
+
+
+def _measured(measured: Measured, *, isolated: bool) -> dict[str, object]:
     """Return what was measured; host memory only of a process of its own: in another, rows take what others freed."""
     peak = measured.memory if isolated else measured.memory._replace(host_mb=None)
     energy = measured.energy
     return {
-        "timings": [
-            _timing(size, times, base.times.get(size) if base else None) for size, times in measured.times.items()
-        ],
         "energy": schema.Energy.model_validate({**energy.as_dict(), "batch": _last_batch(measured)})
         if isinstance(energy, Energy)
         else None,
@@ -157,19 +172,15 @@ def _last_batch(measured: Measured) -> int:
     return list(measured.times)[-1]
 
 
-def _timing(size: int, times: RowTimes, base: RowTimes | None) -> schema.Timing:
-    end_to_end = latency(times.wall, clock="wall")
-    ratio, interval = None, None
-    if base is not None:
-        ratio, low, high = ratio_interval(base.wall, times.wall)
-        interval = schema.Interval(low=low, high=high)
+def _timing(size: int, times: RowTimes, end_to_end: schema.Latency, *, base: schema.Latency | None) -> schema.Timing:
+    faster = times_faster(base, end_to_end) if base else None
     return schema.Timing(
         batch=size,
         end_to_end=end_to_end,
         device=latency(times.device, clock="device events", waited=times.waited) if times.device else None,
         throughput=size / end_to_end.mean_ms * 1000,
-        ratio=ratio,
-        ratio_interval=interval,
+        ratio=faster.value if faster else None,
+        ratio_interval=faster.interval if faster else None,
     )
 
 
