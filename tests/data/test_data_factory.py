@@ -243,7 +243,7 @@ def test_empty_validation_data_and_a_batch_too_large(given):
         ("[((torch.ones(2), 2), 1)]", "join the inputs into one tensor"),
         ("[([1.0, 2.0], 1)]", "give it as floats"),
         (
-            "[(torch.ones(2), 1), (torch.ones(2), 1), (torch.ones(3), 1)]",
+            "[*[(torch.ones(2), 1)] * 4, (torch.ones(3), 1)]",
             "pad, crop or resize all samples to one shape",
         ),
     ],
