@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from maseRT.errors import MaseRTError, StepError
 from maseRT.eval_mode import evaluating
@@ -37,6 +39,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 OPSETS = (19, 20)
 """Below, half-precision Q/DQ is invalid; above, ONNX Runtime 1.31 loads no INT8 MaxPool."""
 
+_PACKING = pack_padded_sequence.__code__.co_filename
 _LARGEST_BYTES = 2**31 - 1
 _FIXED_SIZE = (
     "leave height and width out of [export] dynamic, or pool over the whole image before the first linear layer"
@@ -169,6 +172,13 @@ def _conditions(program: ExportedProgram, free: Mapping[str, int]) -> str:
 
 def _trace_error(error: Exception, model: nn.Module, free: Mapping[str, int]) -> StepError:
     where = _innermost_layer(error, model)
+    if _packs_sequences(error):
+        return StepError(
+            "sequences are packed (pack_padded_sequence), which has no ONNX form",
+            where=where,
+            fix="give the padded sequences to the layer, mask the padding behind it, and train the model so; "
+            "what reads backwards then reads the padding first, unless each sequence is reversed within its length",
+        )
     fixed = [name for name, axis in free.items() if name != BATCH and _specialized(axis, str(error))]
     if fixed:
         return StepError(
@@ -184,6 +194,15 @@ def _trace_error(error: Exception, model: nn.Module, free: Mapping[str, int]) ->
         )
     fix = "avoid Python branches on tensor values" if isinstance(error, GuardOnDataDependentSymNode) else ""
     return StepError(f"cannot be traced: {_first_line(error)}", where=where, fix=fix)
+
+
+def _packs_sequences(error: Exception) -> bool:
+    """Tell from the call stack whether a packed sequence was being made, unpacked or read."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_code.co_filename == _PACKING or any(isinstance(v, PackedSequence) for v in frame.f_locals.values())
+        for frame in frames
+    )
 
 
 def _specialized(axis: int, message: str) -> bool:

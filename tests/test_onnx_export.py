@@ -354,6 +354,19 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Packs(nn.Module):
+    """Reads sequences up to their padding of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = (x != 0).any(-1).sum(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.gru(packed)[1].transpose(0, 1).flatten(1)
+
+
 class FixedBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.view(2, -1)
@@ -376,6 +389,7 @@ class TestErrors:
         [
             (Branching(), (4,), r"^1: cannot be traced: .*data-dependent"),
             (FixedBatch(), (4,), r"fixes the batch size"),
+            (Packs(), (6, 3), r"^1.gru: sequences are packed .*(?s:.)*mask the padding"),
             (nn.Linear(5, 3), (4,), r"^1: cannot be traced"),
             (nn.AdaptiveAvgPool3d(3), (2, 4, 4, 4), r"^1: aten\._adaptive_avg_pool3d has no ONNX form"),
             (

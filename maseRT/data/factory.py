@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,11 @@ from maseRT.errors import MaseRTError, UsageError
 from maseRT.factories import call_factory
 
 _FIX = "return (train, validation, test), each with __len__ and __getitem__ that gives an (input, target) pair"
+_JOINED = (
+    "join the inputs into one tensor, such as torch.cat([image.flatten(), numbers]), and let a wrapper of the model "
+    "take it apart; a padding mask can be told from padded ids, such as ids != 0"
+)
+_SHAPE_FIX = "pad, crop or resize all samples to one shape; a model can tell padding from a value that nothing else has"
 _REREAD = 3
 _ID_TYPES = tuple(getattr(torch, name) for name in ID_TYPES)
 
@@ -80,9 +85,10 @@ class CheckedDataset(Dataset[tuple[Tensor, Target]]):
         tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fi" else value
         if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.dtype in _ID_TYPES):
             what = f"has an input that is not one tensor of floats or of int32 or int64 ids but {_described(value)}"
-            raise self._error(index, what, fix="give it as floats, such as image.float() / 255 of integers")
+            raise self._error(index, what, fix=_input_fix(value))
         if self._shape is not None and tuple(tensor.shape) != self._shape:
-            raise self._error(index, f"has shape {list(tensor.shape)}, the first one {list(self._shape)}")
+            what = f"has shape {list(tensor.shape)}, the first one {list(self._shape)}"
+            raise self._error(index, what, fix=_SHAPE_FIX)
         checked = tensor.detach().to(dtype=torch.float32) if tensor.is_floating_point() else tensor.detach()
         if self._type not in (None, checked.dtype):
             raise self._error(index, f"is {_type_name(checked.dtype)}, the first one {_type_name(self._type)}")
@@ -145,6 +151,12 @@ def read_factory(section: DataSection, *, seed: int) -> Splits:
         dataset.check_repeats()
     outputs = _output_count(checked, first[1])
     return Splits(section.name, train, validation, test, input_shape=tuple(first[0].shape), num_classes=outputs)
+
+
+def _input_fix(value: Any) -> str:
+    parts = value if isinstance(value, tuple | list) else ()
+    several = isinstance(value, Mapping) or any(isinstance(part, Tensor | np.ndarray) for part in parts)
+    return _JOINED if several else "give it as floats, such as image.float() / 255 of integers"
 
 
 def _as_target(value: Any) -> Target | None:

@@ -67,7 +67,8 @@ def _check_inputs(model: nn.Module) -> None:
         raise UsageError(
             f"the model needs {len(needed)} inputs: {', '.join(needed)}",
             where=_WHERE,
-            fix="wrap it in a package.module:factory whose forward takes one tensor and fills in the others",
+            fix="wrap it in a package.module:factory whose forward makes them from one tensor, such as an image "
+            "and numbers that were joined, or ids and the mask of their padding",
         )
 
 

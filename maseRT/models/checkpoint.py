@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maseRT.config import CheckpointKind
-from maseRT.errors import UsageError, did_you_mean
+from maseRT.errors import UsageError, did_you_mean, shortened
 from maseRT.factories import load_module
 from maseRT.models.lightning import is_lightning, original_epochs, original_learning_rate
 from maseRT.models.quantizer_entries import holds_quantizers, split_quantizers
@@ -156,8 +156,9 @@ def _load_pickle(path: Path, allow_globals: Sequence[str]) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse TorchScript, which torch.load would run, and records that differ from their checksums, which it ignores.
+    """Refuse TorchScript, which torch.load would run, archives of other kinds, and damaged ones.
 
+    Those are archives with records that differ from their checksums, which torch.load ignores.
     An archive in which no record fits was written without checksums (torch.serialization.set_crc32_options).
     """
     try:
@@ -168,6 +169,16 @@ def _check_archive(path: Path) -> None:
                     "is a TorchScript archive, not a checkpoint",
                     where=str(path),
                     fix="save the weights: torch.save(model.state_dict(), path)",
+                )
+            if not any(name.endswith("/data.pkl") for name in names):
+                exported = any(name.endswith("/archive_format") for name in names)
+                raise UsageError(
+                    "is a torch.export archive, not a checkpoint"
+                    if exported
+                    else f"was not written by torch.save, or is corrupt: a zip archive of {shortened(names)}",
+                    where=str(path),
+                    fix=f"save the weights: torch.save({'torch.export.load(path)' if exported else 'model'}.state_dict"
+                    f"{'' if exported else '()'}, path)",
                 )
             damaged = [name for name in names if not _is_intact(archive, name)]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:

@@ -14,13 +14,16 @@ from maseRT.models.checkpoint import Checkpoint
 
 _FIX = "give this model's checkpoint, or the [model] name and args that the checkpoint was trained with"
 
+_AVERAGES = "n_averaged"
+"""What torch.optim.swa_utils.AveragedModel keeps beside the averaged model, which is its `module`."""
+
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, where: str) -> tuple[str, ...]:
     """Load a checkpoint into a model, in place.
 
     Returns:
         The names that were left out: in a Lightning checkpoint, what lies outside the module that holds the model
-        (losses, metrics). Nothing else is ever left out.
+        (losses, metrics), and how many models torch's AveragedModel averaged. Nothing else is ever left out.
 
     Raises:
         UsageError: names are missing or too many, shapes or number types differ, one shared tensor has two values,
@@ -28,7 +31,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, where: str) -> tup
     """
     fitted, outside = fit_names(checkpoint, model, where=where)
     state = _completed(fitted.state_dict, model)
-    _check_fit(state, model, () if checkpoint.kind == "pl" else outside, where=where)
+    unexpected = () if checkpoint.kind == "pl" else tuple(name for name in outside if name != _AVERAGES)
+    _check_fit(state, model, unexpected, where=where)
     _check_shared(state, model, where=where)
     try:
         model.load_state_dict(state, strict=True)

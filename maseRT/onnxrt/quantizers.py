@@ -10,11 +10,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
+from onnx import NodeProto
 
 from maseRT.errors import StepError
 from maseRT.onnxrt.forms import avoid_errors_of_openvino
-from maseRT.onnxrt.graph import Array, Graph
+from maseRT.onnxrt.graph import Array, Graph, attribute
+from maseRT.onnxrt.masks import nodes_at_masks
 from maseRT.onnxrt.pools import divide_by_what_is_there, is_divided_wrongly
 from maseRT.onnxrt.providers import SessionSettings, parse_device
 from maseRT.runtimes.onnxruntime import create_session
@@ -97,12 +100,13 @@ def quantize_static(preprocessed: Path, out: Path, feeds: Iterable[Feed], settin
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
-    graph = Graph(onnx.load(preprocessed))
+    graph = Graph(onnx.shape_inference.infer_shapes(onnx.load(preprocessed)))
     activation = QuantType.QInt8 if settings.signed else QuantType.QUInt8
     options: dict[str, Any] = {"ActivationSymmetric": settings.signed, "QuantizeBias": not settings.signed}
     if settings.calibrator == "percentile":
         options["CalibPercentile"] = settings.percentile
-    with _named(preprocessed, "quantize_static"), _silent():
+    # It works out a zero point for every tensor that it measured, of masks as well, which get no pair.
+    with _named(preprocessed, "quantize_static"), _silent(), np.errstate(invalid="ignore"):
         quantize(
             str(preprocessed),
             str(out),
@@ -113,7 +117,11 @@ def quantize_static(preprocessed: Path, out: Path, feeds: Iterable[Feed], settin
             weight_type=QuantType.QInt8,
             calibrate_method=getattr(CalibrationMethod, _CALIBRATORS[settings.calibrator]),
             op_types_to_quantize=_TOKEN_OPS if _normalizes_layers(graph) else None,
-            nodes_to_exclude=_products_of_activations(graph) + _averages_divided_wrongly(graph),
+            nodes_to_exclude=[
+                *_products_of_activations(graph),
+                *_averages_divided_wrongly(graph),
+                *nodes_at_masks(graph),
+            ],
             extra_options=options,
         )
     if settings.openvino:
@@ -161,7 +169,21 @@ def _reader(feeds: Iterable[Feed]) -> Any:
 
 
 def _normalizes_layers(graph: Graph) -> bool:
-    return any(node.op_type == "LayerNormalization" for node in graph.nodes)
+    return any(node.op_type == "LayerNormalization" or _is_root_of_mean(graph, node) for node in graph.nodes)
+
+
+def _is_root_of_mean(graph: Graph, node: NodeProto) -> bool:
+    """Tell whether this is the root of a mean over the last dimension, as in an RMSNorm that is written out."""
+    if node.op_type != "Sqrt":
+        return False
+    before = graph.producer(node.input[0])
+    if before is not None and before.op_type == "Add":  # of the epsilon
+        before = next(filter(None, map(graph.producer, before.input)), None)
+    if before is None or before.op_type != "ReduceMean":
+        return False
+    axes = graph.constant(before.input[1]) if len(before.input) > 1 else attribute(before, "axes")
+    rank = graph.rank(before.input[0])
+    return axes is not None and [int(axis) for axis in axes] in ([-1], [rank and rank - 1])
 
 
 def _products_of_activations(graph: Graph) -> list[str]:

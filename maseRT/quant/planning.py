@@ -16,6 +16,7 @@ from maseRT.precision import Precision
 from maseRT.quant.backends import get_backend
 from maseRT.quant.bfloat16 import layer_in_bf16, operation_in_bf16
 from maseRT.quant.cast_up import cast_up
+from maseRT.quant.computed_weights import computed_weights, with_stored_weights
 from maseRT.quant.foldable import find_folds, folds_in_sequentials, nodes_of_folded
 from maseRT.quant.in_fp32 import layers_in_fp32, operation_in_fp32
 from maseRT.quant.inventory import calls_of, layers_of, operations_of
@@ -55,9 +56,13 @@ def make_plan(model: nn.Module, example: Tensor, section: QuantizeSection, *, mo
         UsageError: a rule matches nothing, contradicts another one about a shared layer, or asks for INT8 where there
             is none; or weights overflow in half precision and the section says "error".
     """
+    computed = computed_weights(model)
+    model = with_stored_weights(model)
     graph, untraced = record_stable(model, example)
     planner = _Planner(model, graph, section, example)
     notes = [f"placed layer by layer: {untraced}; {_LOST}"] if graph is None else []
+    if computed:
+        notes.append(f"{shortened(computed)}: computed in each forward until here; {_PLAIN}")
     plan = planner.plan(model_name, example, notes)
     return keep_in_fp32(plan, weights_beyond_half(model, plan), overflow=section.overflow)
 
@@ -101,6 +106,7 @@ def _with_stored_weights(layers: Iterable[nn.Module]) -> list[str]:
     ]
 
 
+_PLAIN = "the quantized model has plain weights of these values, which fine-tuning trains as they are"
 _LOST = (
     "inputs of residual adds and concatenations are not quantized, pools are not placed, no ranges are shared, "
     "BatchNorms outside nn.Sequential are not folded and functional operations are not listed"

@@ -8,6 +8,7 @@ from maseRT.errors import UsageError
 from maseRT.plan import Plan
 from maseRT.quant.backends import get_backend
 from maseRT.quant.casts import set_float_precisions
+from maseRT.quant.computed_weights import store_weights
 from maseRT.quant.fold import fold_batchnorm
 from maseRT.quant.layers import quantize_layer
 from maseRT.quant.sites import add_sites, call_layers
@@ -16,7 +17,8 @@ from maseRT.quant.sites import add_sites, call_layers
 def quantize_model(model: nn.Module, plan: Plan, *, master_weights: bool = False) -> nn.Module:
     """Fold BatchNorms, add the quantizers and set the float precisions, in place; returns the same model.
 
-    The names in the state dict depend on the plan alone, so that a checkpoint made with it loads strictly.
+    Weights that are computed in each forward (weight norm, parametrizations) become plain ones first. The names in the
+    state dict depend on the plan alone, so that a checkpoint made with it loads strictly.
 
     Args:
         model: float, as the plan was made for; its weights may be any.
@@ -29,6 +31,7 @@ def quantize_model(model: nn.Module, plan: Plan, *, master_weights: bool = False
         MissingError: the plan's backend is not installed.
         StepError: a layer cannot be quantized.
     """
+    store_weights(model)
     _check_same_model(model, plan)
     quantizer = get_backend(plan.backend).quantizer
     for fold in plan.folds:

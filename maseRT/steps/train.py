@@ -11,6 +11,7 @@ from maseRT.checkpoints import flatten_optimizer, restore_optimizer, save_tensor
 from maseRT.config import TrainSection
 from maseRT.interrupts import finishing
 from maseRT.learning import make_fabric, make_optimizer
+from maseRT.onnx_export import check_traceable
 from maseRT.steps.common import set_up, validate
 from maseRT.steps.epochs import Epochs
 from maseRT.steps.resume import Entries, load_progress, save_progress
@@ -23,8 +24,14 @@ _WEIGHTS, _OPTIMIZER = "model.", "optimizer."
 
 
 def run(context: Context, section: TrainSection) -> StepResult:
-    """Train from scratch and save the weights of the last epoch."""
+    """Train from scratch and save the weights of the last epoch.
+
+    Raises:
+        StepError: the model is to be exported, and cannot be traced: told before the first epoch.
+    """
     setting = set_up(context)
+    if context.config.export is not None and not context.workspace.training_state.exists():
+        check_traceable(setting.model, setting.example, dynamic=context.config.export.dynamic)
     setting.model.to(context.device)
     fabric = make_fabric(context.device)
     optimizer = make_optimizer(

@@ -233,3 +233,22 @@ def test_empty_validation_data_and_a_batch_too_large(given):
         check_data(given("return GOOD, Pairs([]), GOOD"), outputs=3)
     with pytest.raises(UsageError, match="a batch of 13 is larger than the training data, which hold 12 samples"):
         given("return GOOD, GOOD, GOOD", batch_size=13)
+
+
+@pytest.mark.parametrize(
+    ("samples", "fix"),
+    [
+        ("[((torch.ones(2), torch.ones(3)), 1)]", "join the inputs into one tensor"),
+        ('[({"ids": torch.ones(2), "mask": torch.ones(2)}, 1)]', "mask can be told from padded ids"),
+        ("[((torch.ones(2), 2), 1)]", "join the inputs into one tensor"),
+        ("[([1.0, 2.0], 1)]", "give it as floats"),
+        (
+            "[*[(torch.ones(2), 1)] * 4, (torch.ones(3), 1)]",
+            "pad, crop or resize all samples to one shape",
+        ),
+    ],
+)
+def test_what_to_do_with_several_inputs_and_with_many_lengths(given, samples, fix):
+    with pytest.raises(UsageError) as caught:
+        list(loader(given(f"return Pairs({samples}), GOOD, GOOD").train, batch_size=1))
+    assert fix in caught.value.fix

@@ -6,6 +6,7 @@ import re
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
@@ -271,6 +272,17 @@ def test_text_and_foreign_archives(file):
         archive.writestr("readme.txt", "nothing")
     with pytest.raises(UsageError, match="corrupt"):
         load_checkpoint(file)
+
+
+def test_archives_of_other_kinds_say_so(file):
+    exported = file.with_suffix(".pt2")
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), exported)
+    with pytest.raises(UsageError, match=r"is a torch\.export archive") as caught:
+        load_checkpoint(exported)
+    assert "torch.export.load(path).state_dict" in caught.value.fix
+    np.savez(file.with_suffix(".npz"), weight=np.ones(2))
+    with pytest.raises(UsageError, match=r"was not written by torch\.save.* weight\.npy"):
+        load_checkpoint(file.with_suffix(".npz"))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -51,6 +51,13 @@ def test_prefixes_are_taken_off(prefix):
     )
 
 
+def test_an_averaged_models_weights_are_loaded_without_their_count():
+    averaged = torch.optim.swa_utils.AveragedModel(Net())
+    target = Net()
+    assert load(target, averaged.state_dict()) == ("n_averaged",)
+    assert torch.equal(target.fc.weight, averaged.module.fc.weight)
+
+
 def test_a_wrapped_models_own_prefix_is_put_on():
     class Wrapped(nn.Module):
         def __init__(self):

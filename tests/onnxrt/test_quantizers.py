@@ -95,6 +95,61 @@ def test_signed_static_quantization_is_what_tensorrt_takes(convnet, tmp_path):
     assert all(point.dtype == np.int8 and not point.any() for point in points)
 
 
+class MaskedPool(nn.Module):
+    """The mean and the maximum over the steps whose first feature is positive: by a softmax, and by -inf."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.project, self.score, self.out = nn.Linear(16, 32), nn.Linear(32, 1), nn.Linear(64, 5)
+        self.mask = mask
+
+    def forward(self, x):
+        left_out = x[:, :, 0] < 0
+        x = torch.tanh(self.project(x))
+        if self.mask == "added":
+            scores = self.score(x).squeeze(-1) + left_out.float() * -10000.0
+        else:
+            scores = self.score(x).squeeze(-1).masked_fill(left_out, self.mask)
+        mean = (scores.softmax(-1).unsqueeze(1) @ x).squeeze(1)
+        most = x.masked_fill(left_out.unsqueeze(-1), float("-inf")).amax(1)
+        return self.out(torch.cat([mean, most], 1))
+
+
+@pytest.mark.parametrize("mask", [float("-inf"), torch.finfo(torch.float32).min, "added"])
+def test_static_quantization_keeps_masks_out_of_ranges(tmp_path, mask):
+    torch.manual_seed(0)
+    model = FloatModel(tmp_path, MaskedPool(mask), (12, 16))
+    quantize_static(model.prepared, tmp_path / "static.onnx", model.feeds(), StaticSettings())
+    assert model.error(tmp_path / "static.onnx") < 0.1
+    assert kernels_of(tmp_path / "static.onnx", "cpu", SETTINGS).integer_products > 0
+
+
+class Gated(nn.Module):
+    """A block of a language model: RMSNorm and SwiGLU, with a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.RMSNorm(32, eps=1e-6)
+        self.gate, self.up, self.down = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
+
+
+def test_static_quantization_keeps_root_mean_square_norms_float(tmp_path):
+    torch.manual_seed(0)
+    model = FloatModel(tmp_path, nn.Sequential(nn.Linear(32, 32), Gated(), Gated(), Gated()), (8, 32))
+    quantize_static(model.prepared, tmp_path / "static.onnx", model.feeds(), StaticSettings())
+    graph = Graph(onnx.load(tmp_path / "static.onnx"))
+    roots = [node for node in graph.nodes if node.op_type == "Sqrt"]
+    assert len(roots) == 3
+    assert {node.op_type for root in roots for node in graph.readers(root.output[0])} == {"Reciprocal"}
+    inverse = [graph.readers(root.output[0])[0].output[0] for root in roots]
+    assert {node.op_type for name in inverse for node in graph.readers(name)} == {"Mul"}
+    assert kernels_of(tmp_path / "static.onnx", "cpu", SETTINGS).integer_products == 10
+
+
 class Fire(nn.Module):
     """Two convolutions of one tensor, concatenated, as SqueezeNet has them."""
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from placement_nets import Encoder, Inception, MobileBlock, ResNet, SequenceNet, SharedLayer, lively, planned
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from maseRT.errors import UsageError
 from maseRT.plan import INPUT, Plan
@@ -109,23 +110,21 @@ def test_a_rule_behind_others_that_take_all_its_layers_is_noted() -> None:
     assert plan.notes == ('rule 2 (name = "fc") decides nothing: earlier rules match the same layers',)
 
 
-def test_layers_with_computed_weights_say_why_they_stay_float() -> None:
+def test_a_pruned_layer_says_why_it_stays_float() -> None:
     class Net(nn.Module):
         input_shape = (32, 8, 8)
 
         def __init__(self) -> None:
             super().__init__()
-            self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 32, 3))
-            self.b = nn.utils.spectral_norm(nn.Conv2d(32, 32, 3))
+            self.a = prune.l1_unstructured(nn.Conv2d(32, 32, 3), "weight", amount=0.5)
             self.c = nn.Conv2d(32, 32, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.b(self.a(x)))
+            return self.c(self.a(x))
 
     plan = planned(Net().eval())
-    assert plan.of("a").precision is plan.of("b").precision is FP32
-    assert "its parameters are parametrized" in plan.of("a").reason
-    assert "spectral_norm" in plan.of("b").reason
+    assert plan.of("a").precision is FP32
+    assert "undo weight_norm, spectral_norm or pruning first" in plan.of("a").reason
     assert plan.of("c").precision is INT8
 
 

@@ -172,11 +172,12 @@ def test_weights_and_activations_of_zeros_are_quantized(project, tmp_path):
     assert outcomes["export"].summary["checks"]["quantized"]["all"]["sqnr_db"] > 30
 
 
-def test_a_model_that_cannot_be_traced_is_told_before_it_is_calibrated(project, tmp_path):
+def test_a_model_that_cannot_be_traced_is_told_before_it_is_trained_or_calibrated(project, tmp_path):
     name = f"model.name='{user(tmp_path, 'Branching')}'"
     error = refusal(project, name, last="quantize")
     assert error.exit_code == ExitCode.FAILED
     assert "avoid Python branches on tensor values" in error.fix
+    assert not project.workspace.float_checkpoint.exists()
     without = project.config.read_text().replace("[export]\n", "")
     project.config.write_text(without)
     assert project.transform(name, last="quantize")["quantize"].status == "done"
