@@ -16,7 +16,21 @@ from maseRT.errors import UsageError
 if TYPE_CHECKING:
     from maseRT.report.schema import Report
 
-_REPORT = typer.Argument(help="A run's folder, or its report.json.", metavar="RUN|REPORT.json")
+
+def _run_or_report(text: str) -> Path:
+    """Return the path of a report; a run's name stands for its folder in the default place."""
+    from maseRT.workspace import DEFAULT_OUTPUT, Workspace
+
+    path = Path(text)
+    if path.exists() or len(path.parts) != 1:
+        return path
+    folder = Workspace(DEFAULT_OUTPUT, text).root
+    return folder if folder.is_dir() else path
+
+
+_REPORT = typer.Argument(
+    help="A run's name or folder, or its report.json.", metavar="RUN|REPORT.json", parser=_run_or_report
+)
 OutputFolder = Annotated[
     Path | None, typer.Option("--output", "-o", help="The folder to write to; default: where analyze wrote them.")
 ]
@@ -79,7 +93,10 @@ def _folder(path: Path) -> Path:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more; the first is the base.", metavar="RUN RUN...")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Two or more; the first is the base.", metavar="RUN RUN...", parser=_run_or_report),
+    ],
     allow: Annotated[
         bool, typer.Option("--allow-different-methods", help="Compare even what was measured in different ways.")
     ] = False,

@@ -170,15 +170,17 @@ def _check_archive(path: Path) -> None:
                     where=str(path),
                     fix="save the weights: torch.save(model.state_dict(), path)",
                 )
-            if not any(name.endswith("/data.pkl") for name in names):
-                exported = any(name.endswith("/archive_format") for name in names)
+            if any(name.endswith("/archive_format") for name in names):
                 raise UsageError(
-                    "is a torch.export archive, not a checkpoint"
-                    if exported
-                    else f"was not written by torch.save, or is corrupt: a zip archive of {shortened(names)}",
+                    "is a torch.export archive, not a checkpoint",
                     where=str(path),
-                    fix=f"save the weights: torch.save({'torch.export.load(path)' if exported else 'model'}.state_dict"
-                    f"{'' if exported else '()'}, path)",
+                    fix="save the weights: torch.save(torch.export.load(path).state_dict, path)",
+                )
+            if not any(name.endswith("/data.pkl") for name in names):
+                raise UsageError(
+                    f"was not written by torch.save, or is corrupt: a zip archive of {shortened(names)}",
+                    where=str(path),
+                    fix="save the weights: torch.save(model.state_dict(), path)",
                 )
             damaged = [name for name in names if not _is_intact(archive, name)]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:

@@ -155,7 +155,7 @@ def _check_version(raw: dict[str, Any], file: Path) -> None:
 
 
 def _what_to_give() -> str:
-    return "give a report.json, or a run's folder such as mase_output/tensorrt/quantization/NAME"
+    return "give a report.json, a run's name, or its folder such as mase_output/tensorrt/quantization/NAME"
 
 
 def _kind(value: Any) -> str:

@@ -66,10 +66,18 @@ def check_feed(feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, where: s
             kind = type(value).__name__
             raise UsageError(f"input '{spec.name}' is a {kind}, not a numpy array or torch tensor", where=where)
         if dtype_name(value) != spec.dtype:
-            raise UsageError(f"input '{spec.name}' is {dtype_name(value)}, not {spec.dtype}", where=where)
+            what = f"input '{spec.name}' is {dtype_name(value)}, not {spec.dtype}"
+            raise UsageError(what, where=where, fix=_conversion(value, spec.dtype))
         if spec.shape is not None and not _fits(tuple(value.shape), spec.shape):
             wanted = ", ".join("any" if size is None else str(size) for size in spec.shape)
             raise UsageError(f"input '{spec.name}' has shape {list(value.shape)}, not [{wanted}]", where=where)
+
+
+def _conversion(value: Any, dtype: str) -> str:
+    """Return how to convert an input to the type that is taken; "" where numpy has no such type."""
+    if _numpy_dtype(dtype) is None:
+        return ""
+    return f"give it as .to(torch.{dtype})" if is_torch(value) else f'give it as .astype("{dtype}")'
 
 
 def signature(feed: Mapping[str, Any], specs: Sequence[TensorSpec]) -> Hashable:

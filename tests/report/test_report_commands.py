@@ -164,6 +164,19 @@ def test_compare_puts_runs_side_by_side(run_folder):
     assert invoke("compare", one).exit_code == ExitCode.USAGE
 
 
+def test_a_run_in_the_default_place_goes_by_its_name(run_folder, tmp_path, monkeypatch):
+    place = tmp_path / "mase_output/tensorrt/quantization"
+    for name in ("base", "other"):
+        shutil.copytree(run_folder(name), place / name)
+        shutil.rmtree(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert invoke("compare", "base", "other").exit_code == 0
+    assert invoke("audit", "base").exit_code == 0
+    assert invoke("report", "other").exit_code == 0
+    assert (place / "other/report.html").is_file()
+    assert "no such file" in invoke("audit", "neither").output
+
+
 def test_runs_of_one_name_are_told_apart_by_what_differs_in_their_paths(run_folder, tmp_path):
     folder = run_folder("one")
     for place in ("before/a", "after"):

@@ -80,7 +80,7 @@ def test_a_bound_batch_runs_on_a_cpu_without_a_device_clock(model):
     ("feed", "message"),
     [
         ({"x": np.ones((1, 4), np.float32)}, r"got inputs \['x'\], takes \['input'\]"),
-        ({"input": np.ones((1, 4))}, "is float64, not float32"),
+        ({"input": np.ones((1, 4))}, r"is float64, not float32\nfix: give it as \.astype\(\"float32\"\)"),
         ({"input": [[1.0]]}, "is a list, not a numpy array or torch tensor"),
     ],
 )
