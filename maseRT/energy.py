@@ -14,7 +14,7 @@ import numpy as np
 
 from maseRT.errors import StepError
 from maseRT.meters import Meter
-from maseRT.spread import t_quantile
+from maseRT.spread import mean_error
 
 VISITS = 4
 """To each row: what changes between them (clocks, heat, somebody else's work) is no part of a single one's interval."""
@@ -194,13 +194,8 @@ def _pooled(powers: Sequence[tuple[Power, float]]) -> tuple[float, float | None]
 
 def _margin(values: Sequence[float], within: float | None) -> float | None:
     """Return half the interval of a mean; None where neither the values nor what is within them tells."""
-    between = _student(values) if len(values) > 1 else None
+    between = mean_error(values) if len(values) > 1 else None
     return max((each for each in (between, within) if each is not None), default=None)
-
-
-def _student(values: Sequence[float]) -> float:
-    """Return half the 95 % interval of the mean of two values or more, by Student's t."""
-    return t_quantile(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def _ends(value: float, margin: float | None) -> tuple[float | None, float | None]:
@@ -227,7 +222,7 @@ def power_from_readings(readings: Sequence[tuple[float, float]]) -> Power:
         return Power(watts, None, None, seconds)
     ends = np.linspace(0, len(moved) - 1, windows + 1).round().astype(int)
     each = np.diff(joules[ends]) / np.diff(times[ends])
-    margin = _student(each.tolist())
+    margin = mean_error(each.tolist())
     return Power(watts, watts - margin, watts + margin, seconds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, quantiles, stdev
+from statistics import NormalDist, quantiles, stdev
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -23,39 +23,33 @@ Time, ISMM 2013). scripts/bench_measuring.py found 0.9 to 1.1 % for p50s whose o
 """
 
 
-def between_runs(rounds: Sequence[float], *, launches: int = 1) -> float:
+def between_runs(rounds: Sequence[float]) -> float:
     """Return the standard deviation of a figure between runs, as a share of it.
 
     It is `BETWEEN_LAUNCHES`, or the spread of the rounds where that is wider. A machine that other programs slow down
     is not slowed alike for every second, minute and hour: averages over a run do not settle, and the next run meets
     some state that this one's rounds have seen. Of runs of ten seconds beside other programs, whose rounds differed by
     5 to 30 %, 75 % of the figures agreed with the run after, and 48 % with any run of twelve minutes, by
-    `BETWEEN_LAUNCHES` alone; with the rounds' spread 95 % and 83 %.
+    `BETWEEN_LAUNCHES` alone; with the rounds' spread 95 % and 83 %. Left to itself, that
+    machine's neighbours still slowed down single rounds: 89 % and 75 %, and with the spread 99 %.
 
     Args:
         rounds: the figure in each round, positive.
-        launches: whose errors the figure holds: 2 for a ratio.
     """
-    share = BETWEEN_LAUNCHES * math.sqrt(launches)
     if len(rounds) < FEWEST_ROUNDS:
-        return share
+        return BETWEEN_LAUNCHES
     # From the first decile to the last: an accident in one round tells nothing of other runs.
     low, *_, high = quantiles(map(math.log, rounds), n=10, method="inclusive")
-    return max(share, (high - low) / (2 * NormalDist().inv_cdf(0.9)))
+    return max(BETWEEN_LAUNCHES, (high - low) / (2 * NormalDist().inv_cdf(0.9)))
 
 
-def paired_error(ratios: Sequence[float]) -> float:
-    """Return the half length of the 95 % interval of a ratio of two rows' times, as a difference of logarithms.
-
-    What slows a round down slows both rows: the interval is that of the mean of the rounds' logarithms, by Student's t,
-    widened by what other runs would show.
+def mean_error(values: Sequence[float]) -> float:
+    """Return the half length of the 95 % interval of the mean of independent values, by Student's t.
 
     Args:
-        ratios: of each round, four at least.
+        values: two at least.
     """
-    count = len(ratios)
-    error = stdev(map(math.log, ratios), fmean(map(math.log, ratios))) / math.sqrt(count)
-    return math.hypot(t_quantile((1 + LEVEL) / 2, count - 1) * error, Z * between_runs(ratios, launches=2))
+    return t_quantile((1 + LEVEL) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def t_quantile(probability: float, freedom: int) -> float:

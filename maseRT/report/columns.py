@@ -73,7 +73,9 @@ def columns(report: Report) -> list[Column]:
         _column(report, "p99 ms", f"99 % of calls{at} are faster", timed(_p99)),
         _column(report, "device ms", f"median{at} with the data on the device; ≤: launch-bound", timed(_device)),
         _column(report, "samples/s", f"throughput{at}, end to end", timed(_throughput)),
-        _column(report, "speed-up", f"of the median{at}, over {report.baseline}", timed(_ratio), shown="pages"),
+        _column(
+            report, "speed-up", f"of the rounds' medians{at}, over {report.baseline}", timed(_ratio), shown="pages"
+        ),
         _column(report, "W", "average power while it works", _watts),
         _column(report, "mJ", "energy of one sample, all power counted", _millijoules),
         _column(report, "memory MiB", "peak host memory of loading and inferring", _memory, shown="aside"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
 from maseRT.report.schema import Energy, Interval, Latency, Timing
-from maseRT.spread import FEWEST_ROUNDS, Z, paired_error
+from maseRT.spread import BETWEEN_LAUNCHES, FEWEST_ROUNDS, Z, mean_error
 
 _MOST = 700.0
 """Logarithm of a ratio that a float can hold."""
@@ -65,15 +66,25 @@ def ratio(before: Estimate, after: Estimate) -> Estimate:
     return Estimate(_exp(logarithm.value), Interval(low=_exp(found.low), high=_exp(found.high)) if found else None)
 
 
-def times_faster(base: Latency, other: Latency) -> Estimate:
-    """Return how many times faster `other` is: p50 of `base` over its own, by rounds in which both were timed.
+def in_same_rounds(base: Latency, other: Latency) -> bool:
+    """Return whether two rows can be compared by their rounds: in a report that was edited these may be anything."""
+    return len(base.rounds) == len(other.rounds) >= FEWEST_ROUNDS and min(*base.rounds, *other.rounds) > 0
 
-    Reports from before there were rounds give the ratio of independent estimates, as if of two runs.
+
+def times_faster(base: Latency, other: Latency) -> Estimate:
+    """Return how many times faster `other` is, by rounds in which both were timed.
+
+    It is the geometric mean of the rounds' ratios of p50 (Fleming and Wallace, How Not to Lie with Statistics,
+    Communications of the ACM 29, 1986): what slows a round down slows both rows, and where a machine is fast or slow by
+    turns, the p50 of all calls is that of the turn which lasted longer. The interval is the mean logarithm's, widened
+    by what differs between launches of the two. Reports from before there were rounds give the ratio of the p50s, as
+    if of two runs.
     """
-    if len(base.rounds) != len(other.rounds) or len(base.rounds) < FEWEST_ROUNDS:
+    if not in_same_rounds(base, other):
         return ratio(*(Estimate(each.p50_ms, each.intervals.get("p50")) for each in (other, base)))
-    value = base.p50_ms / other.p50_ms
-    error = math.exp(paired_error([one / two for one, two in zip(base.rounds, other.rounds, strict=True)]))
+    logarithms = [math.log(one / two) for one, two in zip(base.rounds, other.rounds, strict=True)]
+    value = math.exp(fmean(logarithms))
+    error = math.exp(math.hypot(mean_error(logarithms), Z * math.sqrt(2) * BETWEEN_LAUNCHES))
     return Estimate(value, Interval(low=value / error, high=value * error))
 
 

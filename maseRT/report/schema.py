@@ -101,7 +101,8 @@ class Timing(Part):
         device: with inputs and outputs on the device; None on a CPU, where there is no difference, or if not measured.
             An upper bound where it is launch-bound (`Latency.launch_bound`).
         throughput: samples per second, by the mean of `end_to_end`.
-        ratio: the baseline's end-to-end p50 over this row's, in the same rounds; None for the baseline itself.
+        ratio: how many times faster than the baseline, end to end: the geometric mean of the ratios of p50 in the same
+            rounds; of p50 itself in older reports. None for the baseline itself.
         ratio_interval: its 95 % interval, by the ratios of the rounds.
     """
 

@@ -122,7 +122,7 @@ def device_time_above_end_to_end(raw):
     timing = row(raw, "onnxruntime-qdq")["timings"][0]
     for figure in ("mean_ms", "p50_ms", "p90_ms", "p99_ms"):
         timing["device"][figure] *= 2
-    timing["device"]["intervals"] = {}
+    timing["device"] |= {"intervals": {}, "rounds": []}
 
 
 NEWER = (

@@ -64,6 +64,7 @@ def test_what_slows_down_both_rows_of_a_round_cancels_in_their_ratio():
     found = times_faster(base, other)
     assert found.interval.low <= found.value <= found.interval.high
     assert (found.interval.low, found.interval.high) == (pytest.approx(2.0, rel=0.05), pytest.approx(2.0, rel=0.05))
+    assert found.value == pytest.approx(2.0, rel=0.01)
     apart = ratio(Estimate(other.p50_ms, other.intervals["p50"]), Estimate(base.p50_ms, base.intervals["p50"]))
     assert apart.interval.low < 1 < found.interval.low  # as two runs on such a machine they would not differ
 

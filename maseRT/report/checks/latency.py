@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from maseRT.report.checks.told import ROUNDED, Told, error, near, pairs, warning
+from maseRT.report.estimates import in_same_rounds, times_faster
 from maseRT.report.schema import Energy, Interval, Latency, Report, Row, Timing, interval_of
 
 _TIGHT = 1e-6
@@ -42,7 +43,7 @@ def percentiles(report: Report) -> Iterator[Told]:
         if not 0 < times.p50_ms <= times.p90_ms <= times.p99_ms or times.mean_ms <= 0:
             told = f"p50 {times.p50_ms:g}, p90 {times.p90_ms:g}, p99 {times.p99_ms:g}, mean {times.mean_ms:g} ms"
             yield error(f"{what}: {told} are no latencies of one measurement", row.name)
-        if times.rounds and not _inside(times.p50_ms, Interval(low=min(times.rounds), high=max(times.rounds))):
+        if times.rounds and not 0 < min(times.rounds) <= times.p50_ms <= max(times.rounds):
             told = f"its rounds have {min(times.rounds):g} to {max(times.rounds):g} ms"
             yield error(f"{what}: p50 is {times.p50_ms:g} ms, and {told}", row.name)
 
@@ -80,7 +81,7 @@ def throughput(report: Report) -> Iterator[Told]:
 
 
 def ratio(report: Report) -> Iterator[Told]:
-    """A ratio is the baseline's median over the row's: within its interval, or within 2 % of it."""
+    """A ratio is that of the rounds; without these that of the medians, within 2 % or the interval."""
     for row in report.rows:
         for timing in row.timings:
             base = report.timing(report.baseline, timing.batch)
@@ -89,10 +90,14 @@ def ratio(report: Report) -> Iterator[Told]:
             if base is None:
                 yield error(f"batch {timing.batch}: has a ratio, and the baseline was not timed there", row.name)
                 continue
-            value = base.end_to_end.p50_ms / timing.end_to_end.p50_ms
+            if base.end_to_end.p50_ms <= 0:
+                continue
+            value = times_faster(base.end_to_end, timing.end_to_end).value
+            by_rounds = in_same_rounds(base.end_to_end, timing.end_to_end)
             inside = timing.ratio_interval is not None and _inside(value, timing.ratio_interval)
-            if not inside and not near(timing.ratio, value, relative=_RATIO):
-                told = f"its ratio to {report.baseline} is {timing.ratio:g}, by the medians it is {value:g}"
+            if not near(timing.ratio, value, relative=ROUNDED if by_rounds else _RATIO) and (by_rounds or not inside):
+                by = "rounds" if by_rounds else "medians"
+                told = f"its ratio to {report.baseline} is {timing.ratio:g}, by the {by} it is {value:g}"
                 yield error(f"batch {timing.batch}: {told}", row.name)
 
 
