@@ -1,6 +1,7 @@
 """Shared fixtures: one thread (tiny models are faster with it) and real data."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell without job control starts what it puts in the background with SIGINT ignored: Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
