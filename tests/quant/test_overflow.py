@@ -16,8 +16,8 @@ from maseRT.quant.observe import observe
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 
 
-class Loud(nn.Module):
-    """Its middle reaches 3e5: an operation writes it, an INT8 layer reads it; the ends are small."""
+class ThreeLayers(nn.Module):
+    """Each puts out what is as large as its input."""
 
     input_shape = (64,)
 
@@ -27,6 +27,10 @@ class Loud(nn.Module):
         for layer in (self.a, self.b, self.c):
             nn.init.normal_(layer.weight, 0, layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
+
+
+class Loud(ThreeLayers):
+    """Its middle reaches 3e5: an operation writes it, an INT8 layer reads it; the ends are small."""
 
     def forward(self, x: Tensor) -> Tensor:
         loud = self.a(x) * 1e5
@@ -104,17 +108,11 @@ def test_it_can_be_refused() -> None:
     assert keep_in_fp32(plan, {}, overflow="error") == plan
 
 
-class Quiet(nn.Module):
+class Quiet(ThreeLayers):
     """The weights of `b` are about 1e-7, and so are the inputs of `c`; what comes out is of ordinary size."""
-
-    input_shape = (64,)
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = (nn.Linear(64, 512), nn.Linear(512, 512), nn.Linear(512, 64))
-        for layer in (self.a, self.b, self.c):
-            nn.init.normal_(layer.weight, 0, layer.in_features**-0.5)
-            nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.b.weight.mul_(1e-6)
 
