@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maseRT.spread import FEWEST_ROUNDS, LEVEL, Z, between_runs, t_quantile
+from maseRT.spread import FEWEST_ROUNDS, LEVEL, t_quantile
 
 Array = npt.NDArray[Any]
 Rounds = Sequence[Sequence[float]]
@@ -34,30 +34,24 @@ def latency_figures(rounds: Rounds) -> dict[str, float]:
     return _named(_point(_units(rounds)))
 
 
-def bootstrap_latency(rounds: Rounds, *, seed: int = 0, other_runs: bool = True) -> dict[str, tuple[float, float]]:
+def bootstrap_latency(rounds: Rounds, *, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals of "mean", "p50", "p90" and "p99" over the calls of all rounds.
 
     Rounds are drawn with replacement and their calls kept together: calls of one round share the machine's state and
     are worth less than as many independent ones (Davison and Hinkley, Bootstrap Methods and their Application, 1997,
     section 3.8, strategy 1). Where neighbouring rounds resemble each other, since the machine is slower for a while,
-    several in a row are drawn at once: see `block_length`. Percentile intervals, widened for the number of blocks, and
-    for what other runs would show (`maseRT.spread.between_runs`). Of fewer than eight rounds they are somewhat too
-    short.
+    several in a row are drawn at once: see `block_length`. Percentile intervals, widened for the number of blocks. Of
+    fewer than eight rounds they are somewhat too short. Other runs may find more: `maseRT.spread.with_other_runs`.
 
     Args:
         rounds: times of the calls of each round, in milliseconds, in order. Of fewer than four, each call counts as a
             round.
         seed: of the draws.
-        other_runs: hold what another run on this machine would find, rather than this one if it had gone on.
     """
     data = _units(rounds)
     length = block_length([float(np.median(each)) for each in data])
     found = np.concatenate([_figures(data, counts) for counts in _draws(len(data), length, data, seed=seed)])
-    low, high = _ends(found, len(data) / length)
-    if other_runs:
-        of_rounds = np.stack([_point([np.asarray(each)]) for each in rounds])
-        low, high = _widened(_point(data), low, high, np.array([between_runs(each) for each in of_rounds.T.tolist()]))
-    low, high = _named(low), _named(high)
+    low, high = map(_named, _ends(found, len(data) / length))
     return {name: (low[name], high[name]) for name in low}
 
 
@@ -159,13 +153,6 @@ def _ends(found: Array, units: float) -> tuple[Any, Any]:
     tail = 1 - NormalDist().cdf(wide)
     low, high = np.quantile(found, [tail, 1 - tail], axis=0)
     return low, high
-
-
-def _widened(point: Array, low: Array, high: Array, share: Array) -> tuple[Array, Array]:
-    """Add an independent error, a share of the point, to both arms; by logarithms, so that times stay positive."""
-    more = Z * share
-    below, above = (np.hypot(np.maximum(np.log(arm), 0), more) for arm in (point / low, high / point))
-    return point * np.exp(-below), point * np.exp(above)
 
 
 def _chunks(count: int) -> Iterator[int]:

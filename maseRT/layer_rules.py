@@ -11,6 +11,12 @@ from maseRT.errors import UsageError, did_you_mean
 from maseRT.plan import LayerPlan, Plan
 
 
+def rule_line(precision: str, *, name: str | None = None, type: str | None = None) -> str:
+    """Return a rule as a line for [quantize] rules in a config."""
+    selectors = "".join(f'{key} = "{value}", ' for key, value in (("name", name), ("type", type)) if value is not None)
+    return f'{{ {selectors}precision = "{precision}" }},'
+
+
 def first_matches(
     rules: Sequence[LayerRule], layers: Sequence[LayerPlan], *, where: str, others: Iterable[str] = ()
 ) -> dict[str, int]:

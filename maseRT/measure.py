@@ -9,10 +9,11 @@ import numpy as np
 
 from maseRT.intervals import bootstrap_latency, latency_figures
 from maseRT.report import schema
+from maseRT.spread import with_other_runs
 
 
 def latency(rounds: Sequence[Sequence[float]], clock: str, *, waited: int | None = None) -> schema.Latency:
-    """Summarize calls that were timed in rounds, with 95 % intervals.
+    """Summarize calls that were timed in rounds, with 95 % intervals that hold other runs on this machine, too.
 
     Args:
         rounds: times of the calls of each round, in milliseconds.
@@ -21,7 +22,11 @@ def latency(rounds: Sequence[Sequence[float]], clock: str, *, waited: int | None
     """
     times = np.concatenate([np.asarray(each, dtype=np.float64) for each in rounds])
     figures = latency_figures(rounds)
-    intervals = bootstrap_latency(rounds)
+    of_rounds = [latency_figures([each]) for each in rounds]
+    intervals = {
+        name: with_other_runs(figures[name], interval, [each[name] for each in of_rounds])
+        for name, interval in bootstrap_latency(rounds).items()
+    }
     return schema.Latency(
         iterations=len(times),
         mean_ms=figures["mean"],
@@ -32,7 +37,7 @@ def latency(rounds: Sequence[Sequence[float]], clock: str, *, waited: int | None
         intervals={name: schema.Interval(low=low, high=high) for name, (low, high) in intervals.items()},
         clock=clock,
         waited=None if waited is None else waited / len(times),
-        rounds=[latency_figures([each])["p50"] for each in rounds],
+        rounds=[each["p50"] for each in of_rounds],
     )
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from maseRT.errors import StepError
+from maseRT.layer_rules import rule_line
 from maseRT.onnx_graph import ExportedLayer
 from maseRT.plan import NO_BF16_FORM, OUTPUT, LayerPlan, Plan
 from maseRT.precision import Precision
@@ -208,7 +209,7 @@ class Receipt:
             narrowed = _WIDTH[layer.executed] < _WIDTH[layer.asked]
             readers = [reader for reader in plan.readers_of(layer.name) if reader != OUTPUT]
             names, precision = (readers, layer.asked) if narrowed and readers else ([layer.name], layer.executed)
-            rules |= {name: f'{{ name = "{name}", precision = "{precision}" }},' for name in names}
+            rules |= {name: rule_line(precision, name=name) for name in names}
         return list(rules.values())
 
     def to_json(self) -> dict[str, Any]:

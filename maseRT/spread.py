@@ -43,6 +43,24 @@ def between_runs(rounds: Sequence[float]) -> float:
     return max(BETWEEN_LAUNCHES, (high - low) / (2 * NormalDist().inv_cdf(0.9)))
 
 
+def with_other_runs(value: float, interval: tuple[float, float], rounds: Sequence[float]) -> tuple[float, float]:
+    """Return the interval of a figure of one run, widened to hold what another run on this machine would find.
+
+    The two errors are independent, and added by logarithms, so that times stay positive.
+
+    Args:
+        value: the figure, positive.
+        interval: what holds it if this run had gone on.
+        rounds: the figure in each round.
+    """
+    low, high = interval
+    if min(low, *rounds) <= 0:  # a clock that does not resolve the calls: there are no shares of nothing
+        return interval
+    more = Z * between_runs(rounds)
+    below, above = (math.hypot(max(math.log(arm), 0.0), more) for arm in (value / low, high / value))
+    return value * math.exp(-below), value * math.exp(above)
+
+
 def mean_error(values: Sequence[float]) -> float:
     """Return the half length of the 95 % interval of the mean of independent values, by Student's t.
 

@@ -15,7 +15,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth(rounds):
     rng = np.random.default_rng(1)
     held = []
     for seed in range(150):
-        found = bootstrap_latency(drawn(rng, rounds=rounds, calls=10), seed=seed, other_runs=False)
+        found = bootstrap_latency(drawn(rng, rounds=rounds, calls=10), seed=seed)
         held.append([found[name][0] <= 10.0 <= found[name][1] for name in ("mean", "p50")])
     shares = np.mean(held, axis=0)
     assert all(0.89 <= share <= 1.0 for share in shares)  # 95 %, three standard errors and the bootstrap's own bias
@@ -24,7 +24,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth(rounds):
 def test_calls_of_one_round_are_not_independent():
     rng = np.random.default_rng(2)
     rounds = drawn(rng, between=1.0, within=0.01)
-    low, high = bootstrap_latency(rounds, other_runs=False)["mean"]
+    low, high = bootstrap_latency(rounds)["mean"]
     of_rounds = 2 * 2.09 * np.std([np.mean(each) for each in rounds], ddof=1) / np.sqrt(20)
     assert high - low == pytest.approx(of_rounds, rel=0.2)
 
@@ -34,7 +34,7 @@ def test_a_machine_that_is_slower_for_a_while_widens_the_interval():
     levels = np.repeat([10.0, 12.0], 10)
     rounds = [rng.normal(level, 0.05, 20).tolist() for level in levels]
     shuffled = [rounds[i] for i in rng.permutation(20)]
-    together, apart = (bootstrap_latency(each, other_runs=False)["mean"] for each in (rounds, shuffled))
+    together, apart = (bootstrap_latency(each)["mean"] for each in (rounds, shuffled))
     assert together[1] - together[0] > 1.3 * (apart[1] - apart[0])
 
 
@@ -61,54 +61,11 @@ def test_every_interval_holds_its_figure():
 
 @pytest.mark.parametrize("rounds", [[[3.0]], [[3.0, 3.0]], [[3.0], [3.0]]])
 def test_times_that_are_all_the_same(rounds):
-    assert set(bootstrap_latency(rounds, other_runs=False).values()) == {(3.0, 3.0)}
-
-
-def test_what_other_launches_would_show_is_added():
-    rounds = [[3.0, 3.0]] * 5
-    for low, high in bootstrap_latency(rounds).values():
-        assert (low, high) == pytest.approx((3 * np.exp(-0.0196), 3 * np.exp(0.0196)), rel=1e-4)
-
-
-def test_runs_on_a_restless_machine_agree_within_their_intervals():
-    """A machine that is half as fast for seconds or minutes at a time: averages over a run do not settle."""
-    rng = np.random.default_rng(11)
-    slow = np.zeros(4000)
-    for mean in (5, 50, 500):  # switches at several scales: the longest are longer than a run
-        at = 0
-        while at < len(slow):
-            until = at + 1 + int(rng.exponential(mean))
-            slow[at:until] += rng.integers(2) * 0.2
-            at = until
-    runs = [
-        [(2 * np.exp(level) * rng.lognormal(0, 0.02, 20)).tolist() for level in levels]
-        for levels in slow.reshape(200, 20)[::5]
-    ]
-
-    def agreement(**options):
-        found = [bootstrap_latency(run, **options)["p50"] for run in runs]
-        pairs = list(zip(runs, found, strict=True))
-        return np.mean(
-            [
-                abs(np.log(np.median(other) / np.median(one)))
-                <= np.hypot(np.log(high / low) / 2, np.log(more / less) / 2)
-                for index, (one, (low, high)) in enumerate(pairs)
-                for other, (less, more) in pairs[index + 1 :]
-            ]
-        )
-
-    assert agreement(other_runs=False) < 0.6
-    assert agreement() > agreement(other_runs=False) + 0.2
-
-
-def test_an_accident_in_one_round_tells_nothing_of_other_runs():
-    rounds = [[3.0] * 10] * 19 + [[9.0] * 10]
-    low, high = bootstrap_latency(rounds)["p50"]
-    assert (low, high) == pytest.approx((3 * np.exp(-0.0196), 3 * np.exp(0.0196)), rel=1e-4)
+    assert set(bootstrap_latency(rounds).values()) == {(3.0, 3.0)}
 
 
 def test_a_single_round_falls_back_on_its_calls():
-    low, high = bootstrap_latency([np.random.default_rng(6).normal(10, 1, 100).tolist()], other_runs=False)["mean"]
+    low, high = bootstrap_latency([np.random.default_rng(6).normal(10, 1, 100).tolist()])["mean"]
     assert 0.2 < high - low < 0.6  # 2 x 1.98 / sqrt(100)
 
 
@@ -120,7 +77,7 @@ def test_the_same_seed_gives_the_same_interval():
 
 def test_rounds_of_different_lengths():
     rounds = [[1.0] * 10, [1.0] * 30, [1.0] * 5, [1.0] * 7, [1.0]]
-    assert bootstrap_latency(rounds, other_runs=False)["p99"] == (1.0, 1.0)
+    assert bootstrap_latency(rounds)["p99"] == (1.0, 1.0)
 
 
 def test_a_difference_of_scores_is_paired():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 
+from maseRT.layer_rules import rule_line
+
 
 def shortest_rules(
     layers: Collection[str], types: Mapping[str, str], precisions: Mapping[str, str]
@@ -39,13 +41,12 @@ def _candidates(
     Patterns come with the type: without one they would also select operations between the layers.
     """
     kind, precision = types[layer], precisions[layer]
-    yield f'{{ name = "{layer}", precision = "{precision}" }},', frozenset({layer})
+    yield rule_line(precision, name=layer), frozenset({layer})
     same = [name for name in types if types[name] == kind]
     for pattern in _patterns(layer):
-        chosen = frozenset(same if pattern == "*" else (name for name in same if fnmatchcase(name, pattern)))
+        chosen = frozenset(name for name in same if fnmatchcase(name, pattern))
         if all(precisions[name] == precision for name in chosen):
-            by_name = f'name = "{pattern}", ' if pattern != "*" else ""
-            yield f'{{ {by_name}type = "{kind}", precision = "{precision}" }},', chosen
+            yield rule_line(precision, name=None if pattern == "*" else pattern, type=kind), chosen
 
 
 def _patterns(layer: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from maseRT.models.quantizer_entries import holds_quantizers, split_quantizers
 
 # Where training scripts put the state dict, in the order they are tried.
 _NESTED = ("state_dict", "model_state_dict", "model", "model_state", "network", "net", "module", "weights", "params")
+_SAVE_WEIGHTS = "save the weights: torch.save(model.state_dict(), path)"
 # Classes of these modules run commands or code when they are made.
 _NEVER_ADMITTED = (
     "asyncio",
@@ -168,7 +169,7 @@ def _check_archive(path: Path) -> None:
                 raise UsageError(
                     "is a TorchScript archive, not a checkpoint",
                     where=str(path),
-                    fix="save the weights: torch.save(model.state_dict(), path)",
+                    fix=_SAVE_WEIGHTS,
                 )
             if any(name.endswith("/archive_format") for name in names):
                 raise UsageError(
@@ -180,7 +181,7 @@ def _check_archive(path: Path) -> None:
                 raise UsageError(
                     f"was not written by torch.save, or is corrupt: a zip archive of {shortened(names)}",
                     where=str(path),
-                    fix="save the weights: torch.save(model.state_dict(), path)",
+                    fix=_SAVE_WEIGHTS,
                 )
             damaged = [name for name in names if not _is_intact(archive, name)]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:

@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AMAX_FLOOR = 127 * 2.0**-24
+SMALLEST_HALF = 2.0**-24
+"""The smallest positive half float."""
+AMAX_FLOOR = 127 * SMALLEST_HALF
 """What no weight channel's range has to be below, and the range of weights of zeros: its scale is the smallest half."""
 SMALLEST_RANGE = 2.0**-100
 """Below it a range counts as zero: the scale of a two-thousandth of it would hardly be a normal float32."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maseRT.errors import UsageError
 from maseRT.plan import Plan
 from maseRT.precision import Precision
-from maseRT.quant.fake_quant import SMALLEST_RANGE
+from maseRT.quant.fake_quant import SMALLEST_HALF, SMALLEST_RANGE
 from maseRT.quant.fold import folded
 from maseRT.quant.histogram import Histogram
 from maseRT.quant.islands import keep_islands_whole
@@ -25,7 +25,7 @@ HALF_MAX = 65504.0
 """The largest FP16 number."""
 HALF_NORMAL = 2.0**-14
 """The smallest FP16 number of full precision; what is smaller is a multiple of 2^-24."""
-SMALLEST_HALF_RANGE = 127 * 2.0**-20
+SMALLEST_HALF_RANGE = 127 * 16 * SMALLEST_HALF
 """INT8 ranges below it have an FP16 scale of less than 16 times 2^-24: rounding moves it by 3 % or more."""
 
 

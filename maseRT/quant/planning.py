@@ -97,7 +97,7 @@ def _unmerged(model: nn.Module, unfolded: Iterable[str]) -> list[str]:
     ]
 
 
-def _with_stored_weights(layers: Iterable[nn.Module]) -> list[str]:
+def _told_of_computed_weights(layers: Iterable[nn.Module]) -> list[str]:
     """Say which INT8 layers compute their weights: what is stored, and trained, is what they computed."""
     counts = Counter(type(layer).__name__ for layer in layers if computes_weights(layer))
     return [
@@ -173,7 +173,7 @@ class _Planner:
                 *frozen_note,
                 *_unlisted_batchnorms({name: unfolded[name] for name in unfolded.keys() - choices.keys()}),
                 *_unmerged(self._model, unfolded),
-                *_with_stored_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
+                *_told_of_computed_weights(self._modules[each.name] for each in layers if not each.precision.is_float),
                 *self._int8_without_kernel(layers),
                 *self._fp32_against_rules(),
                 *self._shadowed_rules(),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maseRT.errors import StepError
 from maseRT.precision import QuantSpec
 from maseRT.quant.fake_quant import (
+    SMALLEST_HALF,
     SMALLEST_RANGE,
     Grid,
     fake_quantize,
@@ -24,7 +25,6 @@ from maseRT.quant.fake_quant import (
 )
 
 SUFFIX = "_quantizer"
-_SMALLEST_HALF = 2.0**-24
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Quantizer(nn.Module):
         """Return the scale in dtype; that of a channel is not rounded to zero."""
         scale = self.scale.to(dtype)
         if dtype is torch.float16 and self.spec.axis is not None:
-            return scale.clamp(min=_SMALLEST_HALF)
+            return scale.clamp(min=SMALLEST_HALF)
         return scale
 
     def _quantize_dequantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:

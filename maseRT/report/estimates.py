@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import fmean
 
-from maseRT.report.schema import Energy, Interval, Latency, Timing
+from maseRT.report.schema import Energy, Interval, Latency
 from maseRT.spread import BETWEEN_LAUNCHES, FEWEST_ROUNDS, Z, mean_error
 
 _MOST = 700.0
@@ -35,9 +35,9 @@ def millijoules(energy: Energy) -> Estimate:
     return Estimate(value, Interval(low=low, high=high))
 
 
-def median_ms(timing: Timing) -> Estimate:
-    """Return the median latency of a batch, end to end."""
-    return Estimate(timing.end_to_end.p50_ms, timing.end_to_end.intervals.get("p50"))
+def milliseconds(latency: Latency, figure: str = "p50") -> Estimate:
+    """Return a figure of a latency: "mean", "p50", "p90" or "p99"."""
+    return Estimate(getattr(latency, f"{figure}_ms"), latency.intervals.get(figure))
 
 
 def difference(before: Estimate, after: Estimate) -> Estimate:
@@ -81,7 +81,7 @@ def times_faster(base: Latency, other: Latency) -> Estimate:
     if of two runs.
     """
     if not in_same_rounds(base, other):
-        return ratio(*(Estimate(each.p50_ms, each.intervals.get("p50")) for each in (other, base)))
+        return ratio(milliseconds(other), milliseconds(base))
     logarithms = [math.log(one / two) for one, two in zip(base.rounds, other.rounds, strict=True)]
     value = math.exp(fmean(logarithms))
     error = math.exp(math.hypot(mean_error(logarithms), Z * math.sqrt(2) * BETWEEN_LAUNCHES))

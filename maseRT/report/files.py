@@ -36,20 +36,27 @@ def load_report(path: Path) -> Report:
     if not isinstance(raw, dict):
         raise UsageError(f"holds a JSON {_kind(raw)}, not a report", where=str(file), fix=_what_to_give())
     _check_version(raw, file)
-    unknown = _leave_out_unknown(raw)
     try:
-        report = Report.model_validate(raw, strict=True)
+        return Report.model_validate(raw, strict=True)
     except ValidationError as error:
-        problems = problems_from_validation(error, Report)
-        more = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        lines = ["does not hold what a report holds", *(f"  {_short(line)}" for line in problems[:_SHOWN]), *more]
-        raise StepError("\n".join(lines), where=str(file), fix=_AGAIN) from None
+        unknown = _leave_out_unknown(raw, error)
+    report = _validated(raw, file)
     if unknown:
         log.warning(
             "%s: written by maseRT %s; this one, %s, leaves out what it does not know: %s",
             file, _short(report.masert, 24), __version__, _short(shortened(unknown)),
         )  # fmt: skip
     return report
+
+
+def _validated(raw: dict[str, Any], file: Path) -> Report:
+    try:
+        return Report.model_validate(raw, strict=True)
+    except ValidationError as error:
+        problems = problems_from_validation(error, Report)
+        more = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        lines = ["does not hold what a report holds", *(f"  {_short(line)}" for line in problems[:_SHOWN]), *more]
+        raise StepError("\n".join(lines), where=str(file), fix=_AGAIN) from None
 
 
 def schema_json() -> str:
@@ -74,14 +81,9 @@ def _open(schema: Any) -> Any:
     return {key: _open(each) for key, each in schema.items() if (key, each) != ("additionalProperties", False)}
 
 
-def _leave_out_unknown(raw: dict[str, Any]) -> list[str]:
+def _leave_out_unknown(raw: dict[str, Any], error: ValidationError) -> list[str]:
     """Delete the keys that no part of a report has, and return their places, such as `rows[0].colour`."""
-    try:
-        Report.model_validate(raw, strict=True)
-    except ValidationError as error:
-        places = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
-    else:
-        return []
+    places = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
     for *path, key in places:
         owner: Any = raw
         for part in path:

@@ -7,7 +7,7 @@ from functools import partial
 
 from maseRT.config import GateSection, Speedup
 from maseRT.errors import UsageError, did_you_mean
-from maseRT.report.estimates import Estimate, median_ms, millijoules, times_faster
+from maseRT.report.estimates import Estimate, millijoules, milliseconds, times_faster
 from maseRT.report.schema import Gate, Interval, Report, Row, Timing
 
 
@@ -157,7 +157,7 @@ def _latency(report: Report, row: Row, *, limit: float) -> Got:
     timing, batch = _timing(report, row), report.batch()
     if timing is None:
         return _untimed(row, batch), False
-    median = median_ms(timing)
+    median = milliseconds(timing.end_to_end)
     words = _with_interval(median.value, median.interval, "{:.4g}", " ms") + f" at batch {batch}"
     return words + _reaches(median.value, median.interval.high if median.interval else None, limit), _within(
         median.value, limit

@@ -96,7 +96,7 @@ class RowChanges:
             clocks.append((f" on the device{host}", before.device, after.device))
         for where, one, two in clocks:
             for name in ("p50", "p99"):
-                times = [Estimate(getattr(each, f"{name}_ms"), each.intervals.get(name)) for each in (one, two)]
+                times = [estimates.milliseconds(each, name) for each in (one, two)]
                 figure = f"{name}{where} at batch {before.batch}"
                 yield from self._ratio(
                     figure, times[0], times[1], unit="ms", headline=headline and name == "p50" and not where

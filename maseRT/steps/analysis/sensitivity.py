@@ -11,6 +11,7 @@ from typing import Any
 from maseRT.checkpoints import load_tensors
 from maseRT.config import AnalyzeSection
 from maseRT.evaluate import Metrics, evaluate_module
+from maseRT.layer_rules import rule_line
 from maseRT.plan import Plan
 from maseRT.precision import Precision
 from maseRT.quant.histogram import Histogram, histograms_from_tensors
@@ -182,8 +183,4 @@ def _rules(plan: Plan, costs: Sequence[Cost]) -> list[str]:
     """Return a rule for each layer that raises the loss."""
     half = plan.float if plan.float is Precision.BF16 else Precision.FP16
     layers = {layer.name for layer in plan.layers}
-    return [
-        f'{{ name = "{cost.layer}", precision = "{half}" }},'
-        for cost in costs
-        if cost.loss > 0 and cost.layer in layers
-    ]
+    return [rule_line(half, name=cost.layer) for cost in costs if cost.loss > 0 and cost.layer in layers]
